@@ -1,0 +1,10 @@
+//! Pure packet policy. Facts of a pod, of its namespace and of the agent's
+//! configuration go in; a [`enroll::Decision`], then a [`plan::Plan`], then
+//! [`desired::Desired`] rules come out. Nothing here reads a file, a clock, an
+//! environment variable or a socket.
+
+#![forbid(unsafe_code)]
+
+pub mod desired;
+pub mod net;
+pub mod plan;

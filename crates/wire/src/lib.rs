@@ -1,0 +1,2 @@
+//! What crosses a process.
+#![forbid(unsafe_code)]
