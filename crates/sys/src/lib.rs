@@ -1,1 +1,9 @@
-//! Effects.
+//! Effects: everything of Sluice that touches the kernel, and all its unsafe code.
+//!
+//! [`netns`] owns how a network namespace is entered, [`backend`] what a backend
+//! that programs rules must be able to do, [`netlink`] the socket, [`nftables`]
+//! and [`routing`] what is said over it.
+
+pub mod backend;
+pub mod netlink;
+pub mod netns;
