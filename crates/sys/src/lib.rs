@@ -7,3 +7,4 @@
 pub mod backend;
 pub mod netlink;
 pub mod netns;
+pub mod process;
