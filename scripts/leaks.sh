@@ -1,0 +1,79 @@
+# shellcheck shell=bash
+# Sourced by scripts/test: what a run may leave on the machine, and that it did not.
+
+# Directories of the end-to-end suite are PREFIX<pid>-<number>; each binds its
+# namespaces under netns/.
+LEFTOVER_PREFIX=${TMPDIR:-/tmp}/sluice-e2e-
+
+# Ids of processes whose program is one of our builds.
+our_processes() {
+  local link target
+  for link in /proc/[0-9]*/exe; do
+    target=$(readlink "$link" 2>/dev/null) || continue
+    case "${target% (deleted)}" in
+      "$CARGO_TARGET_DIR"/debug/* | "$CARGO_TARGET_DIR"/*/release/* | "$ROOT"/dist/*)
+        link=${link#/proc/}
+        printf '%s %s\n' "${link%/exe}" "$target"
+        ;;
+    esac
+  done
+}
+
+# Removes what killed runs left: their processes, namespaces and directories.
+# Those of runs that are alive, of other checkouts too, stay.
+clean_leftovers() {
+  local dir pid mounted program parent
+  while read -r pid program; do
+    # An orphan: whoever started it is gone.
+    parent=$(awk '$1 == "PPid:" { print $2 }' "/proc/$pid/status" 2>/dev/null) || continue
+    if [ "$parent" = 1 ]; then
+      say "ending $program (process $pid), left by a run that was killed"
+      kill -9 "$pid" 2>/dev/null || true
+    fi
+  done < <(our_processes)
+  for dir in "$LEFTOVER_PREFIX"*; do
+    [ -d "$dir" ] || continue
+    pid=${dir#"$LEFTOVER_PREFIX"}
+    pid=${pid%%-*}
+    [ ! -d "/proc/$pid" ] || continue
+    say "removing $dir, left by a run that was killed"
+    for mounted in "$dir"/netns/*; do
+      umount -l "$mounted" 2>/dev/null || true
+    done
+    rm -rf "$dir" || true
+  done
+}
+
+# What the machine looks like as far as our tests could change it, a line a thing:
+# the host's own rules, policy routing and links, the network namespaces, our
+# processes, mounts and files at the places that an installed Sluice would use.
+machine_state() (
+  # In a subshell that goes on: a source that this machine lacks is an empty one.
+  set +e +o pipefail
+  nft --stateless list ruleset 2>/dev/null | sed 's/^/host ruleset: /'
+  sed 's/^/host legacy table: /' /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null
+  for family in -4 -6; do
+    ip "$family" rule 2>/dev/null | sed "s/^/host ip $family rule: /"
+    ip -o "$family" address show dev lo 2>/dev/null | awk '{ print "host address on lo:", $4 }'
+  done
+  ip -o link 2>/dev/null | awk -F': ' '{ print "host link:", $2 }'
+  ip netns list 2>/dev/null | awk '{ print "named namespace:", $1 }'
+  lsns -t net -n -o NS,PID,COMMAND 2>/dev/null | awk '{ ns = $1; $1 = ""; print "namespace " ns " of process" $0 }'
+  our_processes | sed 's/^/process: /'
+  awk '/sluice|istio-cni|nsfs/ { print "mount:", $2 }' /proc/self/mounts
+  find /run/istio-cni /etc/cni /opt/cni 2>/dev/null | sed 's/^/file: /'
+  find "$(dirname "$LEFTOVER_PREFIX")" -maxdepth 1 -name "$(basename "$LEFTOVER_PREFIX")*" 2>/dev/null | sed 's/^/directory: /'
+)
+
+# leaked BEFORE: prints what is there now and was not in the file BEFORE, or is
+# gone; fails when there is any. Waits a little for what is still on its way out.
+leaked() {
+  local before=$1 now try
+  for try in 1 2 3 4 5; do
+    now=$(machine_state | sort)
+    if diff "$before" <(printf '%s\n' "$now") >/dev/null; then return 0; fi
+    [ "$try" = 5 ] || sleep 1
+  done
+  diff "$before" <(printf '%s\n' "$now") | sed -n 's/^> /left behind: /p; s/^< /no longer there: /p'
+  return 1
+}
