@@ -6,6 +6,26 @@
 
 use crate::net::{Cidr, Family, Interface, Owner};
 
+/// In which words a plan is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Ours: REDIRECT takes new connections only, and nothing of IPv6 is captured
+    /// when IPv6 is off. The same in both dialects.
+    Sluice,
+    /// Istio's exact rules as its tool of this dialect writes them, for comparison
+    /// and to recognise a pod that Istio programmed.
+    Istio(Dialect),
+}
+
+/// A netfilter dialect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// iptables and ip6tables.
+    Iptables,
+    /// nftables, `inet` tables.
+    Nftables,
+}
+
 /// Everything that must hold in a pod's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {

@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compile;
 pub mod desired;
+pub mod iptables;
 pub mod net;
+pub mod nft;
 pub mod plan;

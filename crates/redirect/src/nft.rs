@@ -1,0 +1,430 @@
+//! The nftables dialect: names, the rules lowered to statements, and the text
+//! that `nft -f` loads. The netlink encoder of `sys` writes the same statements,
+//! so text and kernel cannot differ.
+
+use crate::desired::{
+    Action, ChainKind, CtState, Desired, Is, Match, Proto, Rule as DesiredRule, RuleFamily,
+    TableKind,
+};
+use crate::net::{Cidr, Family, Interface, Owner};
+use std::fmt;
+
+/// All tables are of the `inet` family.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ruleset {
+    /// Tables that have rules.
+    pub tables: Vec<Table>,
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its name, of [`TABLES`].
+    pub name: &'static str,
+    /// Its chains.
+    pub chains: Vec<Chain>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: &'static str,
+    /// The hook that calls it; none for a chain that is jumped to.
+    pub hook: Option<Hook>,
+    /// Its rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Conditions, then the counter, then what is done.
+    pub statements: Vec<Statement>,
+    /// Why it is there; not written to the kernel, since old nft binaries crash on
+    /// userdata they do not know.
+    pub why: &'static str,
+}
+
+/// Where and when the kernel calls a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// Type of the chain.
+    pub kind: HookType,
+    /// The hook.
+    pub point: HookPoint,
+    /// Priority; lower runs earlier.
+    pub priority: i32,
+}
+
+/// Type of a chain with a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookType {
+    /// Address translation: asked for the first packet of a connection only.
+    Nat,
+    /// Filter.
+    Filter,
+    /// Filter whose changes of the mark make the packet be routed again.
+    Route,
+}
+
+/// Hook of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookPoint {
+    /// Packets that arrive, before routing.
+    Prerouting,
+    /// Packets of local processes.
+    Output,
+}
+
+/// One statement of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Statement {
+    /// Packets of a family.
+    Nfproto(Family),
+    /// Transport protocol.
+    L4proto(Proto),
+    /// Name, or prefix of the name, of the interface it arrives on.
+    InName(Interface),
+    /// The same of the interface it leaves by.
+    OutName(Interface),
+    /// Source address.
+    Source(Cidr),
+    /// Destination address.
+    Destination(Is<Cidr>),
+    /// Source port of the protocol matched before.
+    SourcePort(u16),
+    /// Destination port of the protocol matched before.
+    DestinationPort(Is<u16>),
+    /// Destination port is none of these.
+    DestinationPortNotIn(Vec<u16>),
+    /// User of the socket.
+    SkUid(Is<Owner>),
+    /// Group of the socket.
+    SkGid(Is<Owner>),
+    /// State of the connection.
+    State(CtState),
+    /// Mark of the packet.
+    Mark(Is<u32>),
+    /// Mark of the connection.
+    CtMark(u32),
+    /// Of FIN, SYN, RST and ACK just SYN is set.
+    Syn,
+    /// Count packets and bytes.
+    Counter,
+    /// Back to the calling chain.
+    Return,
+    /// Accept.
+    Accept,
+    /// Drop.
+    Drop,
+    /// Go on in another chain.
+    Jump(&'static str),
+    /// NAT to a local port.
+    Redirect(u16),
+    /// To the transparent listener on a port.
+    Tproxy {
+        /// Family of the packet.
+        family: Family,
+        /// Port of the listener.
+        port: u16,
+    },
+    /// Mark the packet.
+    SetMark(u32),
+    /// Mark of the packet to the connection.
+    SaveMark,
+    /// Mark of the connection to the packet.
+    RestoreMark,
+    /// Conntrack zone.
+    SetZone(u16),
+}
+
+/// Every table that Istio or Sluice makes for a sidecar (reference 3.6).
+pub const TABLES: [&str; 3] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw"];
+
+/// Name of a table: Istio's (reference 3.6).
+#[must_use]
+pub fn table_name(table: TableKind) -> &'static str {
+    match table {
+        TableKind::Nat => TABLES[0],
+        TableKind::Mangle => TABLES[1],
+        TableKind::Raw => TABLES[2],
+    }
+}
+
+/// Name of a chain: Istio's (reference 3.6).
+#[must_use]
+pub fn chain_name(chain: ChainKind) -> &'static str {
+    match chain {
+        ChainKind::Prerouting => "prerouting",
+        ChainKind::OutputHook => "output",
+        ChainKind::Inbound => "istio-inbound",
+        ChainKind::Redirect => "istio-redirect",
+        ChainKind::InRedirect => "istio-in-redirect",
+        ChainKind::Output => "istio-output",
+        ChainKind::OutputDns => "istio-output-dns",
+        ChainKind::Divert => "istio-divert",
+        ChainKind::Tproxy => "istio-tproxy",
+        ChainKind::Drop => "istio-drop",
+    }
+}
+
+/// Hook of a chain in a table (reference 3.6), if the kernel calls it.
+#[must_use]
+pub fn hook(table: TableKind, chain: ChainKind) -> Option<Hook> {
+    let point = match chain {
+        ChainKind::Prerouting => HookPoint::Prerouting,
+        ChainKind::OutputHook => HookPoint::Output,
+        _ => return None,
+    };
+    let (kind, priority) = match (table, point) {
+        (TableKind::Nat, _) => (HookType::Nat, -100),
+        (TableKind::Mangle, HookPoint::Prerouting) => (HookType::Filter, -150),
+        (TableKind::Mangle, HookPoint::Output) => (HookType::Route, -150),
+        (TableKind::Raw, _) => (HookType::Filter, -300),
+    };
+    Some(Hook {
+        kind,
+        point,
+        priority,
+    })
+}
+
+/// Lowers rules to nftables' statements.
+#[must_use]
+pub fn lower(desired: &Desired) -> Ruleset {
+    let tables = desired.tables.iter().map(|table| Table {
+        name: table_name(table.kind),
+        chains: table
+            .chains
+            .iter()
+            .map(|chain| Chain {
+                name: chain_name(chain.kind),
+                hook: hook(table.kind, chain.kind),
+                rules: chain
+                    .rules
+                    .iter()
+                    .map(|rule| Rule {
+                        statements: statements(rule, desired.ipv6 || chain.kind.is_hook()),
+                        why: rule.why,
+                    })
+                    .collect(),
+            })
+            .collect(),
+    });
+    Ruleset {
+        tables: tables.collect(),
+    }
+}
+
+/// `mixed`: packets of both families reach this chain, so a rule for one of them
+/// that matches no address must say which.
+fn statements(rule: &DesiredRule, mixed: bool) -> Vec<Statement> {
+    let has_address = rule
+        .matches
+        .iter()
+        .any(|m| matches!(m, Match::Source(_) | Match::Destination(_)));
+    let family = match rule.family {
+        RuleFamily::V4 => Some(Family::V4),
+        RuleFamily::V6 => Some(Family::V6),
+        RuleFamily::Any => None,
+    };
+    let mut out = Vec::with_capacity(rule.matches.len() + 4);
+    if let Some(family) = family
+        && mixed
+        && !has_address
+    {
+        out.push(Statement::Nfproto(family));
+    }
+    out.extend(rule.matches.iter().map(condition));
+    match &rule.action {
+        // Both a statement and an end; the mark makes the route to the listener.
+        Action::Tproxy { port, mark } => {
+            let family = family.unwrap_or(Family::V4);
+            out.push(Statement::Tproxy {
+                family,
+                port: *port,
+            });
+            out.push(Statement::SetMark(*mark));
+            out.push(Statement::Counter);
+            out.push(Statement::Accept);
+        }
+        action => {
+            out.push(Statement::Counter);
+            out.push(effect(action));
+        }
+    }
+    out
+}
+
+fn condition(m: &Match) -> Statement {
+    match m.clone() {
+        Match::Proto(proto) => Statement::L4proto(proto),
+        Match::InInterface(nic) => Statement::InName(nic),
+        Match::OutInterface(nic) => Statement::OutName(nic),
+        Match::Source(cidr) => Statement::Source(cidr),
+        Match::Destination(is) => Statement::Destination(is),
+        Match::SourcePort(port) => Statement::SourcePort(port),
+        Match::DestinationPort(is) => Statement::DestinationPort(is),
+        Match::DestinationPortNotIn(ports) => Statement::DestinationPortNotIn(ports),
+        Match::Uid(is) => Statement::SkUid(is),
+        Match::Gid(is) => Statement::SkGid(is),
+        Match::State(state) => Statement::State(state),
+        Match::Mark(is) => Statement::Mark(is),
+        Match::ConnMark(mark) => Statement::CtMark(mark),
+        Match::Syn => Statement::Syn,
+    }
+}
+
+fn effect(action: &Action) -> Statement {
+    match *action {
+        Action::Return => Statement::Return,
+        // Tproxy is lowered by the caller; its end is an accept.
+        Action::Accept | Action::Tproxy { .. } => Statement::Accept,
+        Action::Drop => Statement::Drop,
+        Action::Jump(chain) => Statement::Jump(chain_name(chain)),
+        Action::Redirect(port) => Statement::Redirect(port),
+        Action::SetMark(mark) => Statement::SetMark(mark),
+        Action::SaveMark => Statement::SaveMark,
+        Action::RestoreMark => Statement::RestoreMark,
+        Action::SetZone(zone) => Statement::SetZone(zone),
+    }
+}
+
+/// Script for `nft -f` that creates the tables, or replaces what is in them, in
+/// one transaction.
+#[must_use]
+pub fn render(desired: &Desired) -> String {
+    lower(desired).to_string()
+}
+
+impl fmt::Display for Ruleset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for table in &self.tables {
+            writeln!(f, "add table inet {}", table.name)?;
+            writeln!(f, "flush table inet {}", table.name)?;
+            for chain in &table.chains {
+                write!(f, "add chain inet {} {}", table.name, chain.name)?;
+                if let Some(hook) = chain.hook {
+                    write!(f, " {{ {hook} ; }}")?;
+                }
+                writeln!(f)?;
+            }
+            for chain in &table.chains {
+                for rule in &chain.rules {
+                    writeln!(f, "add rule inet {} {} {rule}", table.name, chain.name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            HookType::Nat => "nat",
+            HookType::Filter => "filter",
+            HookType::Route => "route",
+        };
+        let point = match self.point {
+            HookPoint::Prerouting => "prerouting",
+            HookPoint::Output => "output",
+        };
+        write!(f, "type {kind} hook {point} priority {}", self.priority)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut proto = Proto::Tcp;
+        for (i, statement) in self.statements.iter().enumerate() {
+            if let Statement::L4proto(p) = statement {
+                proto = *p;
+            }
+            let space = if i == 0 { "" } else { " " };
+            write!(f, "{space}{}", Shown { statement, proto })?;
+        }
+        Ok(())
+    }
+}
+
+/// A statement with the protocol that its ports are of.
+struct Shown<'a> {
+    statement: &'a Statement,
+    proto: Proto,
+}
+
+fn not(negated: bool) -> &'static str {
+    if negated { "!= " } else { "" }
+}
+
+fn proto_name(proto: Proto) -> &'static str {
+    match proto {
+        Proto::Tcp => "tcp",
+        Proto::Udp => "udp",
+    }
+}
+
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proto = proto_name(self.proto);
+        match self.statement {
+            Statement::Nfproto(Family::V4) => f.write_str("meta nfproto ipv4"),
+            Statement::Nfproto(Family::V6) => f.write_str("meta nfproto ipv6"),
+            Statement::L4proto(p) => write!(f, "meta l4proto {}", proto_name(*p)),
+            Statement::InName(nic) => write!(f, "iifname \"{nic}\""),
+            Statement::OutName(nic) => write!(f, "oifname \"{nic}\""),
+            Statement::Source(c) => write!(f, "{} saddr {c}", ip(c.family())),
+            Statement::Destination(is) => {
+                let (c, negated) = is.parts();
+                write!(f, "{} daddr {}{c}", ip(c.family()), not(negated))
+            }
+            Statement::SourcePort(port) => write!(f, "{proto} sport {port}"),
+            Statement::DestinationPort(is) => {
+                let (port, negated) = is.parts();
+                write!(f, "{proto} dport {}{port}", not(negated))
+            }
+            Statement::DestinationPortNotIn(ports) => {
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                write!(f, "{proto} dport != {{ {} }}", ports.join(", "))
+            }
+            Statement::SkUid(is) => {
+                let (id, negated) = is.parts();
+                write!(f, "meta skuid {}{id}", not(negated))
+            }
+            Statement::SkGid(is) => {
+                let (id, negated) = is.parts();
+                write!(f, "meta skgid {}{id}", not(negated))
+            }
+            Statement::State(CtState::RelatedOrEstablished) => {
+                f.write_str("ct state related,established")
+            }
+            Statement::State(CtState::Invalid) => f.write_str("ct state invalid"),
+            Statement::Mark(is) => {
+                let (mark, negated) = is.parts();
+                write!(f, "meta mark {}{mark}", not(negated))
+            }
+            Statement::CtMark(mark) => write!(f, "ct mark {mark}"),
+            Statement::Syn => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
+            Statement::Counter => f.write_str("counter"),
+            Statement::Return => f.write_str("return"),
+            Statement::Accept => f.write_str("accept"),
+            Statement::Drop => f.write_str("drop"),
+            Statement::Jump(chain) => write!(f, "jump {chain}"),
+            Statement::Redirect(port) => write!(f, "redirect to :{port}"),
+            Statement::Tproxy { family, port } => write!(f, "tproxy {} to :{port}", ip(*family)),
+            Statement::SetMark(mark) => write!(f, "meta mark set {mark}"),
+            Statement::SaveMark => f.write_str("ct mark set meta mark"),
+            Statement::RestoreMark => f.write_str("meta mark set ct mark"),
+            Statement::SetZone(zone) => write!(f, "ct zone set {zone}"),
+        }
+    }
+}
