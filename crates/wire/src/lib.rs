@@ -1,2 +1,12 @@
-//! What crosses a process.
+//! What crosses a process: the container runtime's CNI JSON ([`cni`]), the
+//! plugin's requests to the agent of its node ([`request`], [`http`]) and the
+//! error codes that both sides and the operator know ([`code`]).
+//!
+//! Bytes go in, values come out. Nothing here opens, reads or waits.
+
 #![forbid(unsafe_code)]
+
+pub mod cni;
+pub mod code;
+pub mod http;
+pub mod request;
