@@ -5,9 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod case;
 pub mod compile;
 pub mod desired;
+pub mod enroll;
 pub mod iptables;
 pub mod net;
 pub mod nft;
 pub mod plan;
+pub mod pod;
+pub mod selector;
+pub mod sidecar;
