@@ -1,1 +1,16 @@
-//! The lab.
+//! A node of the lab: pods as namespaces, a CNI runtime, real plugins, real
+//! packets. It drives the built programs `istio-cni` and `sluice`, and uses
+//! nothing of their code.
+//!
+//! [`lab`] makes namespaces and links, [`process`] starts programs in them,
+//! [`stand_in`] and [`packet`] are the two ends of every connection, [`matrix`]
+//! and [`conformance`] what is sent through whose rules, [`rules`] loads them.
+
+pub mod conformance;
+pub mod lab;
+pub mod matrix;
+pub mod packet;
+pub mod process;
+pub mod programs;
+pub mod rules;
+pub mod stand_in;

@@ -1,0 +1,134 @@
+//! A network namespace with a path, as a container runtime makes it.
+
+use super::Scratch;
+use crate::process::{self, Program};
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use sys::netns::Netns;
+
+/// A namespace bound to a path of the run's private directory.
+#[derive(Debug)]
+pub struct Namespace {
+    netns: Netns,
+    path: PathBuf,
+    scratch: Arc<Scratch>,
+}
+
+impl Namespace {
+    /// A fresh one with `lo` up and addresses that need no detection of
+    /// duplicates, which would take a second or two.
+    ///
+    /// # Errors
+    /// When it cannot be made or bound.
+    pub fn create(scratch: &Arc<Scratch>, name: &str) -> Result<Self> {
+        Self::bind(scratch, name, Netns::create()?)
+    }
+
+    /// Binds a namespace that somebody else made.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub fn bind(scratch: &Arc<Scratch>, name: &str, netns: Netns) -> Result<Self> {
+        let path = scratch.path().join("netns").join(name);
+        std::fs::write(&path, "").with_context(|| format!("make {}", path.display()))?;
+        let source = format!("/proc/self/fd/{}", netns.as_fd().as_raw_fd());
+        let none: Option<&str> = None;
+        mount(Some(source.as_str()), &path, none, MsFlags::MS_BIND, none)
+            .with_context(|| format!("bind a namespace to {}", path.display()))?;
+        let namespace = Self {
+            netns,
+            path,
+            scratch: Arc::clone(scratch),
+        };
+        for (knob, value) in [
+            ("ipv6/conf/all/accept_dad", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/ip_unprivileged_port_start", "0"),
+        ] {
+            process::sysctl(&namespace.netns, knob, value)?;
+        }
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The path it is bound to: CNI_NETNS.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's directory.
+    #[must_use]
+    pub fn scratch(&self) -> &Arc<Scratch> {
+        &self.scratch
+    }
+
+    /// Runs lines of `ip` in it; those that start with `-6` after the others.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn ip(&self, lines: &str) -> Result<()> {
+        let rest = |line: &&str| !line.starts_with("-6 ");
+        let rest: Vec<_> = lines.lines().filter(rest).collect();
+        process::load(&self.netns, &["ip", "-batch", "-"], &rest.join("\n"))?;
+        let v6: Vec<_> = lines
+            .lines()
+            .filter_map(|line| line.strip_prefix("-6 "))
+            .collect();
+        if !v6.is_empty() {
+            process::load(&self.netns, &["ip", "-6", "-batch", "-"], &v6.join("\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `nft`, `iptables-restore` or the like in it.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn load(&self, argv: &[&str], script: &str) -> Result<String> {
+        process::load(&self.netns, argv, script)
+    }
+
+    /// A program that is to run in it.
+    pub fn program(&self, program: impl Into<std::ffi::OsString>) -> Program<'_> {
+        Program::new(program).within(&self.netns)
+    }
+
+    /// Writes under /proc/sys/net of it.
+    ///
+    /// # Errors
+    /// When there is no such knob.
+    pub fn sysctl(&self, knob: &str, value: &str) -> Result<()> {
+        process::sysctl(&self.netns, knob, value)
+    }
+
+    /// Makes a link between an interface here and one in another namespace.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn link(&self, here: &str, there: &Self, name: &str) -> Result<()> {
+        self.ip(&format!(
+            "link add {here} type veth peer name {name} netns {}\nlink set {here} up",
+            there.path.display()
+        ))?;
+        there.ip(&format!("link set {name} up"))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        umount2(&self.path, MntFlags::MNT_DETACH).ok();
+        std::fs::remove_file(&self.path).ok();
+    }
+}

@@ -1,0 +1,94 @@
+//! The private directory of one run, and the sweep of what killed runs left.
+
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Our own prefix; the process' id follows.
+const PREFIX: &str = "sluice-e2e-";
+
+/// A private directory, removed with the last holder of it.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Makes a new one, and removes those whose process is gone.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn create() -> Result<Arc<Self>> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let base = std::env::temp_dir();
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        if next == 0 {
+            sweep(&base);
+        }
+        let path = base.join(format!("{PREFIX}{}-{next}", std::process::id()));
+        std::fs::create_dir_all(path.join("netns"))
+            .with_context(|| format!("make {}", path.display()))?;
+        Ok(Arc::new(Self { path }))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a directory in it.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn dir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Writes a file in it.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn file(&self, name: &str, content: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        std::fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// Removes the directories of processes that are gone. Best effort: another run
+/// may be sweeping at the same time.
+fn sweep(base: &Path) {
+    let Ok(entries) = std::fs::read_dir(base) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    if let Ok(entries) = std::fs::read_dir(path.join("netns")) {
+        for entry in entries.flatten() {
+            nix::mount::umount2(&entry.path(), nix::mount::MntFlags::MNT_DETACH).ok();
+        }
+    }
+    std::fs::remove_dir_all(path).ok();
+}

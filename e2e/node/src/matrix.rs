@@ -1,0 +1,245 @@
+//! The packets that tell rule sets apart: who sends, from where, to whom, and
+//! what became of each.
+
+use crate::conformance::Facts;
+use crate::lab::Scratch;
+use crate::lab::neighbourhood::{self as hood, Neighbourhood};
+use crate::packet::{Attempt, Fates, Transport, send};
+use crate::process::{Identity, Running};
+use crate::programs::Programs;
+use crate::stand_in::StandIn;
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// What the application, the world and the virtual machine serve: each port that
+/// a case names, and some that none does.
+const TCP_PORTS: [u16; 17] = [
+    53, 80, 1111, 2222, 3333, 4000, 5000, 5555, 6000, 6666, 7000, 15008, 15020, 15021, 15090,
+    31000, 32000,
+];
+const UDP_PORTS: [u16; 3] = [53, 80, 5555];
+const OUT_TCP_PORTS: [u16; 6] = [53, 80, 5555, 15008, 15020, 32000];
+
+/// A neighbourhood with everybody at work.
+#[derive(Debug)]
+pub struct Stage {
+    /// The namespaces.
+    pub hood: Neighbourhood,
+    facts: Facts,
+    packet: std::path::PathBuf,
+    _servers: Vec<Running>,
+}
+
+impl Stage {
+    /// Builds the neighbourhood of a case; the pod has no rules yet.
+    ///
+    /// # Errors
+    /// When a namespace or a server cannot be had.
+    pub fn set(
+        scratch: &Arc<Scratch>,
+        name: &str,
+        facts: &Facts,
+        programs: &Programs,
+    ) -> Result<Self> {
+        let hood = Neighbourhood::create(scratch, name, facts.ipv6)?;
+        let stand_in = &programs.stand_in;
+        let proxy = Identity {
+            uid: facts.uids.first().copied().unwrap_or(1337),
+            gid: facts.gids.first().copied().unwrap_or(1337),
+            net_admin: false,
+        };
+        let app = StandIn::direct("app", &TCP_PORTS, datagrams(&own_addresses(facts.ipv6)));
+        let mut outside = Neighbourhood::world_addresses();
+        outside.extend(["172.16.77.1", "fd77::1", "10.88.0.1", "fd88::1"].map(ip));
+        let world = StandIn::direct("world", &TCP_PORTS, datagrams(&outside));
+        let vm = StandIn::direct(
+            "vm",
+            &TCP_PORTS,
+            datagrams(&[hood::VM_V4.into(), hood::VM_V6.into()]),
+        );
+        let servers = vec![
+            StandIn::proxy(facts.tproxy).start(stand_in, &hood.pod, proxy)?,
+            app.start(stand_in, &hood.pod, Identity::APP)?,
+            world.start(stand_in, &hood.world, Identity::APP)?,
+            vm.start(stand_in, &hood.vm, Identity::APP)?,
+        ];
+        Ok(Self {
+            hood,
+            facts: facts.clone(),
+            packet: programs.packet.clone(),
+            _servers: servers,
+        })
+    }
+
+    /// Sends the whole matrix.
+    ///
+    /// # Errors
+    /// When it cannot be sent; what becomes of a packet is not an error.
+    pub fn fates(&self) -> Result<Fates> {
+        let mut fates = send(self.hood.pod.program(&self.packet), &outbound(&self.facts))?;
+        fates.extend(send(self.hood.world.program(&self.packet), &inbound())?);
+        fates.extend(send(self.hood.vm.program(&self.packet), &from_vm())?);
+        Ok(fates)
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+}
+
+fn datagrams(addresses: &[IpAddr]) -> Vec<SocketAddr> {
+    let ports = |ip: &IpAddr| UDP_PORTS.map(|port| SocketAddr::new(*ip, port));
+    addresses.iter().flat_map(ports).collect()
+}
+
+fn own_addresses(ipv6_rules: bool) -> Vec<IpAddr> {
+    let mut own: Vec<IpAddr> = vec![
+        Ipv4Addr::LOCALHOST.into(),
+        hood::PASSTHROUGH_V4.into(),
+        hood::RESOLVER_V4.into(),
+        hood::POD_V4.into(),
+        hood::POD_NIC_V4.into(),
+        hood::POD_VM_V4.into(),
+        Ipv6Addr::LOCALHOST.into(),
+        hood::RESOLVER_V6.into(),
+        hood::POD_V6.into(),
+        hood::POD_NIC_V6.into(),
+        hood::POD_VM_V6.into(),
+    ];
+    if ipv6_rules {
+        own.push(hood::PASSTHROUGH_V6.into());
+    }
+    own
+}
+
+/// The application, the proxy by user, by group and by both, root, and each
+/// group that the case names.
+fn identities(facts: &Facts) -> BTreeSet<(u32, u32)> {
+    let mut who = BTreeSet::from([(1000, 1000), (0, 0)]);
+    for uid in &facts.uids {
+        who.insert((*uid, 2000));
+    }
+    for gid in facts.gids.iter().chain(&facts.groups) {
+        who.insert((2000, *gid));
+    }
+    if let (Some(uid), Some(gid)) = (facts.uids.first(), facts.gids.first()) {
+        who.insert((*uid, *gid));
+    }
+    who
+}
+
+/// What processes in the pod send.
+fn outbound(facts: &Facts) -> Vec<Attempt> {
+    let mut to: Vec<IpAddr> = vec![
+        Ipv4Addr::LOCALHOST.into(),
+        hood::PASSTHROUGH_V4.into(),
+        hood::RESOLVER_V4.into(),
+        hood::POD_V4.into(),
+        Ipv6Addr::LOCALHOST.into(),
+        hood::RESOLVER_V6.into(),
+        hood::POD_V6.into(),
+        hood::VM_V4.into(),
+        hood::VM_V6.into(),
+    ];
+    if facts.ipv6 {
+        to.push(hood::PASSTHROUGH_V6.into());
+    }
+    to.extend(Neighbourhood::world_addresses());
+    let mut attempts = Vec::new();
+    for (uid, gid) in identities(facts) {
+        for to in &to {
+            push(
+                &mut attempts,
+                "pod",
+                (uid, gid),
+                None,
+                *to,
+                &OUT_TCP_PORTS,
+                &UDP_PORTS,
+            );
+        }
+        let v4 = [hood::POD_V4.into(), Ipv4Addr::LOCALHOST.into()];
+        let v6 = [hood::POD_V6.into(), Ipv6Addr::LOCALHOST.into()];
+        for to in v4 {
+            let from = Some(hood::PASSTHROUGH_V4.into());
+            push(&mut attempts, "pod", (uid, gid), from, to, &[80, 53], &[53]);
+        }
+        for to in v6.into_iter().filter(|_| facts.ipv6) {
+            let from = Some(hood::PASSTHROUGH_V6.into());
+            push(&mut attempts, "pod", (uid, gid), from, to, &[80, 53], &[53]);
+        }
+    }
+    attempts
+}
+
+/// What comes in over eth0 and over the interface that cases exclude.
+fn inbound() -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let pairs: [(&str, IpAddr); 6] = [
+        ("172.16.77.1", hood::POD_V4.into()),
+        ("fd77::1", hood::POD_V6.into()),
+        ("10.88.0.1", hood::POD_NIC_V4.into()),
+        ("fd88::1", hood::POD_NIC_V6.into()),
+        ("9.9.0.1", hood::POD_V4.into()),
+        ("2001:db8::1", hood::POD_V6.into()),
+    ];
+    for (from, to) in pairs {
+        let from = Some(ip(from));
+        push(
+            &mut attempts,
+            "world",
+            (0, 0),
+            from,
+            to,
+            &TCP_PORTS,
+            &UDP_PORTS,
+        );
+    }
+    attempts
+}
+
+/// What a virtual machine in the pod sends: to the pod, and through it.
+fn from_vm() -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let mut to: Vec<IpAddr> = vec![hood::POD_VM_V4.into(), hood::POD_VM_V6.into()];
+    to.extend(Neighbourhood::world_addresses());
+    for to in to {
+        push(
+            &mut attempts,
+            "vm",
+            (0, 0),
+            None,
+            to,
+            &TCP_PORTS,
+            &UDP_PORTS,
+        );
+    }
+    attempts
+}
+
+fn push(
+    attempts: &mut Vec<Attempt>,
+    place: &str,
+    (uid, gid): (u32, u32),
+    from: Option<IpAddr>,
+    to: IpAddr,
+    tcp: &[u16],
+    udp: &[u16],
+) {
+    let tcp = tcp.iter().map(|port| (Transport::Tcp, *port));
+    let udp = udp.iter().map(|port| (Transport::Udp, *port));
+    for (transport, port) in tcp.chain(udp) {
+        let to = SocketAddr::new(to, port);
+        let source = from.map(|from| format!(" from {from}")).unwrap_or_default();
+        attempts.push(Attempt {
+            label: format!("{place} {uid}:{gid} {transport:?}{source} to {to}"),
+            transport,
+            uid,
+            gid,
+            from: from.map(|from| SocketAddr::new(from, 0)),
+            to,
+        });
+    }
+}
