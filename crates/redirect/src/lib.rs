@@ -12,6 +12,7 @@ pub mod enroll;
 pub mod iptables;
 pub mod net;
 pub mod nft;
+pub mod packet;
 pub mod plan;
 pub mod pod;
 pub mod selector;
