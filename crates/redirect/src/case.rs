@@ -162,13 +162,7 @@ impl Case {
         } else if self.capture_all_dns {
             Dns::All
         } else {
-            Dns::Servers(
-                self.dns_servers_v4
-                    .iter()
-                    .chain(&self.dns_servers_v6)
-                    .copied()
-                    .collect(),
-            )
+            Dns::Servers(self.dns_servers_v4.iter().chain(&self.dns_servers_v6).copied().collect())
         }
     }
 }
@@ -200,9 +194,7 @@ struct Port(u16);
 
 impl Item for Port {
     fn parse_item(text: &str) -> Result<Self, String> {
-        parse_port(text)
-            .map(Port)
-            .ok_or_else(|| "want a port from 0 to 65535".to_owned())
+        parse_port(text).map(Port).ok_or_else(|| "want a port from 0 to 65535".to_owned())
     }
 }
 
@@ -216,15 +208,9 @@ fn item<T: Item>(option: &'static str, text: &str) -> Result<T, CaseError> {
 
 /// Upstream's command line drops empty items of a list (3.1).
 fn items<T: Item>(option: &'static str, text: &str) -> Result<Vec<T>, CaseError> {
-    text.split(',')
-        .filter(|i| !i.is_empty())
-        .map(|i| item(option, i))
-        .collect()
+    text.split(',').filter(|i| !i.is_empty()).map(|i| item(option, i)).collect()
 }
 
 fn ports(option: &'static str, text: &str) -> Result<Vec<u16>, CaseError> {
-    Ok(items::<Port>(option, text)?
-        .into_iter()
-        .map(|p| p.0)
-        .collect())
+    Ok(items::<Port>(option, text)?.into_iter().map(|p| p.0).collect())
 }

@@ -175,10 +175,7 @@ fn is_ambient(
         return Ok(false);
     }
     let mut unknown = false;
-    for selector in selectors
-        .iter()
-        .filter(|s| s.pod_selector.matches(&pod.labels))
-    {
+    for selector in selectors.iter().filter(|s| s.pod_selector.matches(&pod.labels)) {
         if selector.namespace_selector.is_empty() {
             return Ok(true);
         }

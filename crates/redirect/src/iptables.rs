@@ -46,11 +46,7 @@ pub fn chains(table: &crate::desired::Table, family: Family) -> Vec<&Chain> {
                 r.family.covers(family) && matches!(r.action, Action::Jump(to) if to == kind)
             })
         };
-    table
-        .chains
-        .iter()
-        .filter(|c| rules(c) || target(c.kind))
-        .collect()
+    table.chains.iter().filter(|c| rules(c) || target(c.kind)).collect()
 }
 
 /// Input of `iptables-restore --noflush` (or `ip6tables-restore`) that creates the

@@ -158,10 +158,7 @@ impl Interface {
     /// The loopback interface.
     #[must_use]
     pub fn loopback() -> Self {
-        Self {
-            name: "lo".to_owned(),
-            wildcard: false,
-        }
+        Self { name: "lo".to_owned(), wildcard: false }
     }
 }
 
@@ -185,10 +182,7 @@ impl FromStr for Interface {
         if !ok {
             return Err(InterfaceError::Invalid(text.to_owned()));
         }
-        Ok(Self {
-            name: stem.to_owned(),
-            wildcard,
-        })
+        Ok(Self { name: stem.to_owned(), wildcard })
     }
 }
 
@@ -262,12 +256,7 @@ mod tests {
         assert!(!c.contains("11.0.0.1".parse().unwrap()));
         assert!(!c.contains("::1".parse().unwrap()));
         assert_eq!("::/0".parse::<Cidr>().unwrap().to_string(), "::/0");
-        assert!(
-            "0.0.0.0/0"
-                .parse::<Cidr>()
-                .unwrap()
-                .contains("1.2.3.4".parse().unwrap())
-        );
+        assert!("0.0.0.0/0".parse::<Cidr>().unwrap().contains("1.2.3.4".parse().unwrap()));
     }
 
     #[test]
@@ -311,17 +300,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_owner() {
-        for bad in [
-            "",
-            "-1",
-            "4294967295",
-            "1337x",
-            "Root",
-            "a b",
-            "$(id)",
-            "a;b",
-            "+5",
-        ] {
+        for bad in ["", "-1", "4294967295", "1337x", "Root", "a b", "$(id)", "a;b", "+5"] {
             assert!(bad.parse::<Owner>().is_err(), "{bad}");
         }
         assert_eq!("1337".parse::<Owner>().unwrap(), Owner::Id(1337));

@@ -183,11 +183,7 @@ pub fn hook(table: TableKind, chain: ChainKind) -> Option<Hook> {
         (TableKind::Mangle, HookPoint::Output) => (HookType::Route, -150),
         (TableKind::Raw, _) => (HookType::Filter, -300),
     };
-    Some(Hook {
-        kind,
-        point,
-        priority,
-    })
+    Some(Hook { kind, point, priority })
 }
 
 /// Lowers rules to nftables' statements.
@@ -212,18 +208,14 @@ pub fn lower(desired: &Desired) -> Ruleset {
             })
             .collect(),
     });
-    Ruleset {
-        tables: tables.collect(),
-    }
+    Ruleset { tables: tables.collect() }
 }
 
 /// `mixed`: packets of both families reach this chain, so a rule for one of them
 /// that matches no address must say which.
 fn statements(rule: &DesiredRule, mixed: bool) -> Vec<Statement> {
-    let has_address = rule
-        .matches
-        .iter()
-        .any(|m| matches!(m, Match::Source(_) | Match::Destination(_)));
+    let has_address =
+        rule.matches.iter().any(|m| matches!(m, Match::Source(_) | Match::Destination(_)));
     let family = match rule.family {
         RuleFamily::V4 => Some(Family::V4),
         RuleFamily::V6 => Some(Family::V6),
@@ -241,10 +233,7 @@ fn statements(rule: &DesiredRule, mixed: bool) -> Vec<Statement> {
         // Both a statement and an end; the mark makes the route to the listener.
         Action::Tproxy { port, mark } => {
             let family = family.unwrap_or(Family::V4);
-            out.push(Statement::Tproxy {
-                family,
-                port: *port,
-            });
+            out.push(Statement::Tproxy { family, port: *port });
             out.push(Statement::SetMark(*mark));
             out.push(Statement::Counter);
             out.push(Statement::Accept);

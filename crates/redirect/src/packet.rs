@@ -82,10 +82,7 @@ impl Packet {
     /// The first packet of a TCP connection that arrives on `eth0`.
     #[must_use]
     pub fn inbound(destination: IpAddr, port: u16) -> Self {
-        Self {
-            direction: Direction::In,
-            ..Self::outbound(destination, port)
-        }
+        Self { direction: Direction::In, ..Self::outbound(destination, port) }
     }
 
     fn family(&self) -> Family {
@@ -123,11 +120,7 @@ impl Fate {
 pub fn fate(desired: &Desired, packet: &Packet) -> Fate {
     let mut walk = Walk {
         packet,
-        fate: Fate {
-            mark: packet.mark,
-            conn_mark: packet.conn_mark,
-            ..Fate::default()
-        },
+        fate: Fate { mark: packet.mark, conn_mark: packet.conn_mark, ..Fate::default() },
     };
     if packet.family() == Family::V6 && !desired.ipv6 {
         // Iptables has no rules then; nftables' are bound to IPv4.
@@ -245,9 +238,5 @@ fn test<T>(is: &Is<T>, holds: impl Fn(&T) -> bool) -> bool {
 }
 
 fn is_named(nic: &Interface, name: &str) -> bool {
-    if nic.is_wildcard() {
-        name.starts_with(nic.stem())
-    } else {
-        name == nic.stem()
-    }
+    if nic.is_wildcard() { name.starts_with(nic.stem()) } else { name == nic.stem() }
 }

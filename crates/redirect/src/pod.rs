@@ -75,11 +75,7 @@ impl ProxyContainer<'_> {
     /// A variable's value; the last entry of a name holds.
     #[must_use]
     pub fn var(&self, name: &str) -> Option<&str> {
-        self.env
-            .iter()
-            .rev()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| *value)
+        self.env.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| *value)
     }
 }
 
@@ -94,9 +90,7 @@ impl Pod {
                 [first, kind, ..] if first == "proxy" => kind,
                 _ => "",
             };
-            proxy
-                .env
-                .extend(c.env.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+            proxy.env.extend(c.env.iter().map(|(k, v)| (k.as_str(), v.as_str())));
             proxy.run_as_user = c.run_as_user;
             proxy.run_as_group = c.run_as_group;
         }

@@ -46,9 +46,7 @@ impl LabelSelector {
     /// True when every condition holds.
     #[must_use]
     pub fn matches(&self, labels: &Map) -> bool {
-        self.match_labels
-            .iter()
-            .all(|(k, v)| labels.get(k) == Some(v))
+        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
             && self.match_expressions.iter().all(|e| {
                 let value = labels.get(&e.key);
                 let listed = value.is_some_and(|v| e.values.contains(v));
@@ -100,13 +98,7 @@ pub fn default_enablement() -> Vec<EnablementSelector> {
         }],
     };
     vec![
-        EnablementSelector {
-            pod_selector: ambient(),
-            ..Default::default()
-        },
-        EnablementSelector {
-            pod_selector: not_none,
-            namespace_selector: ambient(),
-        },
+        EnablementSelector { pod_selector: ambient(), ..Default::default() },
+        EnablementSelector { pod_selector: not_none, namespace_selector: ambient() },
     ]
 }

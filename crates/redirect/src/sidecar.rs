@@ -138,11 +138,7 @@ pub fn plan(pod: &Pod, config: &Config, addresses: &[IpAddr]) -> Result<Plan, Pl
             groups: config.owner_groups.clone(),
         },
         // The pod's resolv.conf is not known here, so every server counts (2.6).
-        dns: if flag("ISTIO_META_DNS_CAPTURE") {
-            Dns::All
-        } else {
-            Dns::Off
-        },
+        dns: if flag("ISTIO_META_DNS_CAPTURE") { Dns::All } else { Dns::Off },
         exclude_interfaces,
         virtual_interfaces,
         drop_invalid: flag("INVALID_DROP"),
@@ -191,22 +187,14 @@ impl Annotations<'_> {
         want: &'static str,
     ) -> PlanError {
         let value = self.value(key, "").to_owned();
-        PlanError::Annotation {
-            key,
-            value,
-            problem: problem.to_string(),
-            want,
-        }
+        PlanError::Annotation { key, value, problem: problem.to_string(), want }
     }
 
     fn mode(&self) -> Result<Mode, PlanError> {
         let key = annotation::INTERCEPTION_MODE;
         match self.value(key, "REDIRECT") {
             "REDIRECT" => Ok(Mode::Redirect),
-            "TPROXY" => Ok(Mode::Tproxy {
-                mark: TPROXY_MARK,
-                table: TPROXY_TABLE,
-            }),
+            "TPROXY" => Ok(Mode::Tproxy { mark: TPROXY_MARK, table: TPROXY_TABLE }),
             _ => Err(self.error(key, "no such mode", "REDIRECT, TPROXY or NONE")),
         }
     }
@@ -218,19 +206,9 @@ impl Annotations<'_> {
         }
         let cidrs = self.cidrs(key, "*");
         cidrs.map(Destinations::Only).map_err(|e| match e {
-            PlanError::Annotation {
-                key,
-                value,
-                problem,
-                ..
-            } => {
+            PlanError::Annotation { key, value, problem, .. } => {
                 let want = "*, or CIDR prefixes separated by commas without spaces";
-                PlanError::Annotation {
-                    key,
-                    value,
-                    problem,
-                    want,
-                }
+                PlanError::Annotation { key, value, problem, want }
             }
             other => other,
         })
@@ -241,10 +219,7 @@ impl Annotations<'_> {
         if value.is_empty() {
             return Ok(Vec::new());
         }
-        let parse = |item: &str| {
-            item.parse::<Cidr>()
-                .map_err(|e| self.error(key, e, WANT_CIDRS))
-        };
+        let parse = |item: &str| item.parse::<Cidr>().map_err(|e| self.error(key, e, WANT_CIDRS));
         value.split(',').map(parse).collect()
     }
 
@@ -256,11 +231,7 @@ impl Annotations<'_> {
         }
         for item in value.split(',') {
             let port = parse_port(item).ok_or_else(|| {
-                self.error(
-                    key,
-                    format_args!("failed parsing port {item:?}"),
-                    WANT_PORTS,
-                )
+                self.error(key, format_args!("failed parsing port {item:?}"), WANT_PORTS)
             })?;
             if !ports.contains(&port) {
                 ports.push(port);
@@ -282,27 +253,13 @@ impl Annotations<'_> {
             return Ok(Inbound::AllExcept(except));
         }
         let only = self.ports(key, "*").map_err(|e| match e {
-            PlanError::Annotation {
-                key,
-                value,
-                problem,
-                ..
-            } => {
+            PlanError::Annotation { key, value, problem, .. } => {
                 let want = "*, or ports from 0 to 65535, separated by commas";
-                PlanError::Annotation {
-                    key,
-                    value,
-                    problem,
-                    want,
-                }
+                PlanError::Annotation { key, value, problem, want }
             }
             other => other,
         })?;
-        Ok(if only.is_empty() {
-            Inbound::Nothing
-        } else {
-            Inbound::Only(only)
-        })
+        Ok(if only.is_empty() { Inbound::Nothing } else { Inbound::Only(only) })
     }
 
     fn interfaces(&self, key: &'static str) -> Result<Vec<Interface>, PlanError> {
@@ -311,9 +268,7 @@ impl Annotations<'_> {
             return Ok(Vec::new());
         }
         let parse = |item: &str| {
-            item.trim()
-                .parse::<Interface>()
-                .map_err(|e| self.error(key, e, WANT_NICS))
+            item.trim().parse::<Interface>().map_err(|e| self.error(key, e, WANT_NICS))
         };
         value.split(',').map(parse).collect()
     }
@@ -323,10 +278,7 @@ impl Annotations<'_> {
 /// also take a sign, which upstream refuses.
 pub(crate) fn parse_port(text: &str) -> Option<u16> {
     let text = text.trim();
-    text.bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]

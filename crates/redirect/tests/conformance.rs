@@ -24,9 +24,8 @@ use std::path::PathBuf;
 type Chains = BTreeMap<String, Vec<Vec<String>>>;
 
 fn cases(folder: &str) -> Vec<(String, Value)> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../shared/conformance")
-        .join(folder);
+    let dir =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/conformance").join(folder);
     let Ok(entries) = std::fs::read_dir(&dir) else {
         #[expect(
             clippy::disallowed_methods,
@@ -41,10 +40,7 @@ fn cases(folder: &str) -> Vec<(String, Value)> {
         .map(|e| e.unwrap().path())
         .map(|p| {
             let text = std::fs::read_to_string(&p).unwrap();
-            (
-                p.display().to_string(),
-                serde_json::from_str(&text).unwrap(),
-            )
+            (p.display().to_string(), serde_json::from_str(&text).unwrap())
         })
         .collect();
     all.sort_by(|a: &(String, Value), b| a.0.cmp(&b.0));
@@ -98,9 +94,7 @@ fn restore_lines(text: &str) -> Chains {
 }
 
 fn nft_words(spec: &str) -> Vec<String> {
-    let mut text = spec
-        .replace('"', "")
-        .replace("ct mark set mark", "ct mark set meta mark");
+    let mut text = spec.replace('"', "").replace("ct mark set mark", "ct mark set meta mark");
     for proto in ["tcp", "udp"] {
         if text.contains(&format!("{proto} dport")) || text.contains(&format!("{proto} sport")) {
             text = text.replace(&format!("meta l4proto {proto}"), "");
@@ -133,11 +127,7 @@ fn nft_chains<'a>(lines: impl Iterator<Item = &'a str>) -> Chains {
 }
 
 fn strings(value: &Value) -> impl Iterator<Item = &str> {
-    value
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|v| v.as_str().unwrap())
+    value.as_array().into_iter().flatten().map(|v| v.as_str().unwrap())
 }
 
 fn assert_iptables(name: &str, case: &Value, plan: &Plan) {
@@ -145,9 +135,7 @@ fn assert_iptables(name: &str, case: &Value, plan: &Plan) {
     for (key, family) in [("v4", Family::V4), ("v6", Family::V6)] {
         let tables = case["iptables"][key].as_object().unwrap();
         let want = iptables_chains(
-            tables
-                .iter()
-                .flat_map(|(t, lines)| strings(lines).map(move |l| (t.as_str(), l))),
+            tables.iter().flat_map(|(t, lines)| strings(lines).map(move |l| (t.as_str(), l))),
         );
         let got = restore_lines(&iptables::render(&desired, family));
         assert_eq!(got, want, "{name} {key}");
@@ -157,29 +145,19 @@ fn assert_iptables(name: &str, case: &Value, plan: &Plan) {
 #[test]
 fn sidecar_cases_are_istios() {
     for (name, case) in cases("sidecar") {
-        let plan = Case::parse(&case["config"].to_string())
-            .unwrap()
-            .plan()
-            .unwrap();
+        let plan = Case::parse(&case["config"].to_string()).unwrap().plan().unwrap();
         assert_iptables(&name, &case, &plan);
         let desired = compile(&plan, Form::Istio(Dialect::Nftables));
         let text = nft::render(&desired);
-        assert_eq!(
-            nft_chains(text.lines()),
-            nft_chains(strings(&case["nftables"])),
-            "{name} nft"
-        );
+        assert_eq!(nft_chains(text.lines()), nft_chains(strings(&case["nftables"])), "{name} nft");
     }
 }
 
 #[test]
 fn pod_cases_are_istios() {
     for (name, case) in cases("pod") {
-        let plan = sidecar::plan(
-            &pod(&case["pod"]),
-            &Config::default(),
-            &["10.0.0.5".parse().unwrap()],
-        );
+        let plan =
+            sidecar::plan(&pod(&case["pod"]), &Config::default(), &["10.0.0.5".parse().unwrap()]);
         assert_iptables(&name, &case, &plan.unwrap());
     }
 }
@@ -191,10 +169,7 @@ fn pod(value: &Value) -> Pod {
     Pod {
         name: text(&value["metadata"]["name"]),
         namespace: text(&value["metadata"]["namespace"]),
-        annotations: annotations
-            .iter()
-            .map(|(k, v)| (k.clone(), text(v)))
-            .collect(),
+        annotations: annotations.iter().map(|(k, v)| (k.clone(), text(v))).collect(),
         containers: containers
             .iter()
             .map(|c| Container {

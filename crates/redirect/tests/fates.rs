@@ -12,8 +12,7 @@ use redirect::plan::{
 use std::net::IpAddr;
 
 fn ip(text: &str) -> IpAddr {
-    text.parse()
-        .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    text.parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
 }
 
 fn base() -> Plan {
@@ -46,35 +45,14 @@ fn an_apps_connection_goes_to_the_proxy_and_the_proxys_does_not() {
     let rules = ours(&base());
     let app = Packet::outbound(ip("192.0.2.1"), 443);
     assert_eq!(fate(&rules, &app).captured(), Some(15001));
-    for proxy in [
-        Packet {
-            uid: 1337,
-            ..app.clone()
-        },
-        Packet {
-            gid: 1337,
-            ..app.clone()
-        },
-    ] {
+    for proxy in [Packet { uid: 1337, ..app.clone() }, Packet { gid: 1337, ..app.clone() }] {
         assert_eq!(fate(&rules, &proxy).captured(), None);
     }
-    let own = Packet {
-        interface: "lo".into(),
-        ..Packet::outbound(ip("127.0.0.1"), 80)
-    };
+    let own = Packet { interface: "lo".into(), ..Packet::outbound(ip("127.0.0.1"), 80) };
     assert_eq!(fate(&rules, &own).captured(), None);
-    assert_eq!(
-        fate(&rules, &Packet::inbound(ip("10.0.0.5"), 80)).captured(),
-        Some(15006)
-    );
-    assert_eq!(
-        fate(&rules, &Packet::inbound(ip("10.0.0.5"), 15008)).captured(),
-        None
-    );
-    assert_eq!(
-        fate(&rules, &Packet::inbound(ip("10.0.0.5"), 15020)).captured(),
-        None
-    );
+    assert_eq!(fate(&rules, &Packet::inbound(ip("10.0.0.5"), 80)).captured(), Some(15006));
+    assert_eq!(fate(&rules, &Packet::inbound(ip("10.0.0.5"), 15008)).captured(), None);
+    assert_eq!(fate(&rules, &Packet::inbound(ip("10.0.0.5"), 15020)).captured(), None);
 }
 
 #[test]
@@ -86,37 +64,20 @@ fn the_probe_of_istio_validation_arrives_inbound() {
         source: ip("127.0.0.1"),
         ..Packet::outbound(ip("127.0.0.6"), 15002)
     };
-    let tproxy = Plan {
-        mode: Mode::Tproxy {
-            mark: TPROXY_MARK,
-            table: TPROXY_TABLE,
-        },
-        ..base()
-    };
+    let tproxy = Plan { mode: Mode::Tproxy { mark: TPROXY_MARK, table: TPROXY_TABLE }, ..base() };
     for plan in [base(), tproxy] {
         assert_eq!(fate(&ours(&plan), &probe).captured(), Some(15006));
-        let v6 = Packet {
-            source: ip("::1"),
-            destination: ip("::6"),
-            ..probe.clone()
-        };
+        let v6 = Packet { source: ip("::1"), destination: ip("::6"), ..probe.clone() };
         assert_eq!(fate(&ours(&plan), &v6).captured(), Some(15006));
     }
 }
 
 #[test]
 fn a_running_connection_is_left_alone_and_istios_form_resets_it() {
-    let running = Packet {
-        flow: Flow::PickedUp,
-        ..Packet::outbound(ip("192.0.2.1"), 443)
-    };
+    let running = Packet { flow: Flow::PickedUp, ..Packet::outbound(ip("192.0.2.1"), 443) };
     assert_eq!(fate(&ours(&base()), &running).captured(), None);
     let istio = compile(&base(), Form::Istio(Dialect::Iptables));
-    assert_eq!(
-        fate(&istio, &running).captured(),
-        Some(15001),
-        "the test can see the difference"
-    );
+    assert_eq!(fate(&istio, &running).captured(), Some(15001), "the test can see the difference");
 }
 
 #[test]
@@ -131,11 +92,7 @@ fn without_ipv6_nothing_of_it_is_touched() {
     let v6 = Packet::outbound(ip("2001:db8::1"), 443);
     assert_eq!(fate(&ours(&plan), &v6), Fate::default());
     let istio = compile(&plan, Form::Istio(Dialect::Nftables));
-    assert_eq!(
-        fate(&istio, &v6).captured(),
-        Some(15001),
-        "upstream's defect, in its form alone"
-    );
+    assert_eq!(fate(&istio, &v6).captured(), Some(15001), "upstream's defect, in its form alone");
 }
 
 const ADDRESSES: [&str; 12] = [
@@ -180,10 +137,8 @@ fn cidrs() -> impl Strategy<Value = Vec<Cidr>> {
 }
 
 fn interfaces() -> impl Strategy<Value = Vec<Interface>> {
-    let all: Vec<Interface> = ["eth0", "net1", "br-*"]
-        .iter()
-        .filter_map(|i| i.parse().ok())
-        .collect();
+    let all: Vec<Interface> =
+        ["eth0", "net1", "br-*"].iter().filter_map(|i| i.parse().ok()).collect();
     proptest::collection::vec(prop::sample::select(all), 0..2)
 }
 
@@ -191,20 +146,11 @@ fn plans() -> impl Strategy<Value = Plan> {
     let inbound = prop_oneof![
         Just(Inbound::Nothing),
         ports().prop_map(Inbound::AllExcept),
-        ports().prop_map(|p| if p.is_empty() {
-            Inbound::Nothing
-        } else {
-            Inbound::Only(p)
-        }),
+        ports().prop_map(|p| if p.is_empty() { Inbound::Nothing } else { Inbound::Only(p) }),
     ];
-    let include = prop_oneof![
-        Just(Destinations::All),
-        cidrs().prop_map(Destinations::Only)
-    ];
-    let groups = prop_oneof![
-        owners(0).prop_map(Groups::AllExcept),
-        owners(1).prop_map(Groups::Only)
-    ];
+    let include = prop_oneof![Just(Destinations::All), cidrs().prop_map(Destinations::Only)];
+    let groups =
+        prop_oneof![owners(0).prop_map(Groups::AllExcept), owners(1).prop_map(Groups::Only)];
     let dns = prop_oneof![
         Just(Dns::Off),
         Just(Dns::All),
@@ -220,18 +166,9 @@ fn plans() -> impl Strategy<Value = Plan> {
             groups,
         },
     );
-    let proxy = (owners(1), owners(1)).prop_map(|(uids, gids)| Proxy {
-        uids,
-        gids,
-        ..Proxy::default()
-    });
-    let mode = prop_oneof![
-        Just(Mode::Redirect),
-        Just(Mode::Tproxy {
-            mark: 1337,
-            table: 133
-        })
-    ];
+    let proxy =
+        (owners(1), owners(1)).prop_map(|(uids, gids)| Proxy { uids, gids, ..Proxy::default() });
+    let mode = prop_oneof![Just(Mode::Redirect), Just(Mode::Tproxy { mark: 1337, table: 133 })];
     (
         proxy,
         mode,
@@ -269,12 +206,8 @@ fn plans() -> impl Strategy<Value = Plan> {
 
 fn packets() -> impl Strategy<Value = Packet> {
     let address = || prop::sample::select(&ADDRESSES[..]);
-    let flow = prop::sample::select(vec![
-        Flow::New,
-        Flow::PickedUp,
-        Flow::Established,
-        Flow::Invalid,
-    ]);
+    let flow =
+        prop::sample::select(vec![Flow::New, Flow::PickedUp, Flow::Established, Flow::Invalid]);
     let mark = || prop::sample::select(vec![0u32, 1337, 1338]);
     (
         any::<bool>(),
@@ -283,10 +216,7 @@ fn packets() -> impl Strategy<Value = Packet> {
         address(),
         prop::sample::select(&PORTS[..]),
         prop::sample::select(vec!["lo", "eth0", "net1", "br-1"]),
-        (
-            prop::sample::select(&IDS[..]),
-            prop::sample::select(&IDS[..]),
-        ),
+        (prop::sample::select(&IDS[..]), prop::sample::select(&IDS[..])),
         flow,
         (mark(), mark()),
     )
@@ -316,9 +246,7 @@ fn packets() -> impl Strategy<Value = Packet> {
                 conn_mark,
             },
         )
-        .prop_filter("both ends of one family", |p| {
-            p.source.is_ipv4() == p.destination.is_ipv4()
-        })
+        .prop_filter("both ends of one family", |p| p.source.is_ipv4() == p.destination.is_ipv4())
 }
 
 proptest! {

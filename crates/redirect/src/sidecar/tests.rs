@@ -59,17 +59,10 @@ fn ports_are_deduplicated_and_blanks_tolerated() {
 #[test]
 fn the_newer_name_of_virtual_interfaces_is_preferred() {
     let old = (annotation::KUBEVIRT_INTERFACES, "net1");
-    assert_eq!(
-        of(&[old]).unwrap().virtual_interfaces[0].to_string(),
-        "net1"
-    );
+    assert_eq!(of(&[old]).unwrap().virtual_interfaces[0].to_string(), "net1");
     let new = (annotation::REROUTE_VIRTUAL_INTERFACES, "br-*, tap0");
     let p = of(&[old, new]).unwrap();
-    let names: Vec<_> = p
-        .virtual_interfaces
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let names: Vec<_> = p.virtual_interfaces.iter().map(ToString::to_string).collect();
     assert_eq!(names, ["br-*", "tap0"]);
 }
 
@@ -77,19 +70,14 @@ fn the_newer_name_of_virtual_interfaces_is_preferred() {
 fn ipv6_follows_the_first_address_or_dual_stack() {
     let dual = [("ISTIO_DUAL_STACK", "true")];
     let ipv6 = |env: &[(&str, &str)], addresses: &[IpAddr]| {
-        plan(&pod(&[], env), &Config::default(), addresses)
-            .unwrap()
-            .ipv6
+        plan(&pod(&[], env), &Config::default(), addresses).unwrap().ipv6
     };
     assert!(!ipv6(&[], &[V4, v6()]));
     assert!(ipv6(&[], &[v6(), V4]));
     assert!(ipv6(&[], &[v6()]));
     assert!(ipv6(&dual, &[V4, v6()]));
     assert!(!ipv6(&dual, &[V4]));
-    assert_eq!(
-        plan(&pod(&[], &[]), &Config::default(), &[]),
-        Err(PlanError::NoAddress)
-    );
+    assert_eq!(plan(&pod(&[], &[]), &Config::default(), &[]), Err(PlanError::NoAddress));
 }
 
 #[test]
@@ -101,15 +89,9 @@ fn user_and_group_come_from_the_container() {
         let p = plan(&pod, &Config::default(), &[V4])?;
         Ok::<_, PlanError>((p.proxy.uids[0].to_string(), p.proxy.gids[0].to_string()))
     };
-    assert_eq!(
-        ids(Some(0), Some(0)).unwrap(),
-        ("1337".into(), "1337".into())
-    );
+    assert_eq!(ids(Some(0), Some(0)).unwrap(), ("1337".into(), "1337".into()));
     let (user, group) = (Some(1_000_670_000), Some(1_000_670_001));
-    assert_eq!(
-        ids(user, group).unwrap(),
-        ("1000670000".into(), "1000670001".into())
-    );
+    assert_eq!(ids(user, group).unwrap(), ("1000670000".into(), "1000670001".into()));
     let error = ids(Some(-1), None).unwrap_err().to_string();
     assert!(error.contains("runAsUser -1"), "{error}");
     assert!(ids(None, Some(i64::from(u32::MAX))).is_err());
@@ -117,80 +99,33 @@ fn user_and_group_come_from_the_container() {
 
 #[test]
 fn switches_that_are_no_boolean_are_warned_of() {
-    let odd = pod(
-        &[],
-        &[("ISTIO_META_DNS_CAPTURE", "yes"), ("INVALID_DROP", "true")],
-    );
+    let odd = pod(&[], &[("ISTIO_META_DNS_CAPTURE", "yes"), ("INVALID_DROP", "true")]);
     let p = plan(&odd, &Config::default(), &[V4]).unwrap();
     assert_eq!(p.dns, Dns::Off);
     assert!(p.drop_invalid);
     let warnings = warnings(&odd);
     assert_eq!(warnings.len(), 1);
-    assert!(
-        warnings[0].contains("ISTIO_META_DNS_CAPTURE=\"yes\""),
-        "{}",
-        warnings[0]
-    );
+    assert!(warnings[0].contains("ISTIO_META_DNS_CAPTURE=\"yes\""), "{}", warnings[0]);
 }
 
 #[test]
 fn errors_name_annotation_value_and_what_is_allowed() {
     let table = [
-        (
-            annotation::INTERCEPTION_MODE,
-            "tproxy",
-            "REDIRECT, TPROXY or NONE",
-        ),
-        (
-            annotation::INCLUDE_OUTBOUND_IP_RANGES,
-            "10.0.0.0/8, 11.0.0.0/8",
-            "without spaces",
-        ),
-        (
-            annotation::INCLUDE_OUTBOUND_IP_RANGES,
-            "10.0.0.0",
-            "cidr '10.0.0.0'",
-        ),
-        (
-            annotation::INCLUDE_OUTBOUND_IP_RANGES,
-            "*,10.0.0.0/8",
-            "cidr '*'",
-        ),
+        (annotation::INTERCEPTION_MODE, "tproxy", "REDIRECT, TPROXY or NONE"),
+        (annotation::INCLUDE_OUTBOUND_IP_RANGES, "10.0.0.0/8, 11.0.0.0/8", "without spaces"),
+        (annotation::INCLUDE_OUTBOUND_IP_RANGES, "10.0.0.0", "cidr '10.0.0.0'"),
+        (annotation::INCLUDE_OUTBOUND_IP_RANGES, "*,10.0.0.0/8", "cidr '*'"),
         (annotation::EXCLUDE_OUTBOUND_IP_RANGES, "*", "cidr '*'"),
-        (
-            annotation::EXCLUDE_OUTBOUND_IP_RANGES,
-            "10.0.0.0/8,",
-            "cidr ''",
-        ),
+        (annotation::EXCLUDE_OUTBOUND_IP_RANGES, "10.0.0.0/8,", "cidr ''"),
         (annotation::EXCLUDE_INBOUND_PORTS, "*", "port \"*\""),
-        (
-            annotation::EXCLUDE_OUTBOUND_PORTS,
-            "70000",
-            "port \"70000\"",
-        ),
+        (annotation::EXCLUDE_OUTBOUND_PORTS, "70000", "port \"70000\""),
         (annotation::EXCLUDE_OUTBOUND_PORTS, "80,", "port \"\""),
         (annotation::INCLUDE_OUTBOUND_PORTS, "+80", "port \"+80\""),
         (annotation::INCLUDE_INBOUND_PORTS, "80;ls", "*, or ports"),
-        (
-            annotation::EXCLUDE_INTERFACES,
-            "eth0,,eth1",
-            "empty interface name",
-        ),
-        (
-            annotation::EXCLUDE_INTERFACES,
-            "eth0 -j ACCEPT",
-            "invalid characters",
-        ),
-        (
-            annotation::KUBEVIRT_INTERFACES,
-            "abcdefghijklmnop",
-            "too long",
-        ),
-        (
-            annotation::REROUTE_VIRTUAL_INTERFACES,
-            "a\nb",
-            "invalid characters",
-        ),
+        (annotation::EXCLUDE_INTERFACES, "eth0,,eth1", "empty interface name"),
+        (annotation::EXCLUDE_INTERFACES, "eth0 -j ACCEPT", "invalid characters"),
+        (annotation::KUBEVIRT_INTERFACES, "abcdefghijklmnop", "too long"),
+        (annotation::REROUTE_VIRTUAL_INTERFACES, "a\nb", "invalid characters"),
     ];
     for (key, value, want) in table {
         let error = of(&[(key, value)]).unwrap_err().to_string();
