@@ -1,2 +1,51 @@
-//! The plugin.
-fn main() {}
+//! `istio-cni`: the chained CNI plugin that the container runtime executes.
+//!
+//! It starts, does one thing within one deadline and ends: synchronous, no
+//! thread, no TCP socket, no other program, no Kubernetes, no policy. Pods that
+//! are plainly none of the mesh's business pass through; for every other pod it
+//! opens the network namespace and asks the agent of the node.
+//!
+//! stdout is the runtime's: a result, or an error object with exit status 1
+//! (a panic's too). stderr is for people: one JSON line an invocation.
+
+mod agent;
+mod command;
+mod deadline;
+mod decision;
+mod invocation;
+mod netns;
+mod output;
+mod panic;
+mod report;
+
+use std::process::ExitCode;
+
+use wire::cni::{Command, Config, Version};
+
+use deadline::Deadline;
+use report::Report;
+
+fn main() -> ExitCode {
+    let deadline = Deadline::after(Config::default_timeout());
+    let Some(word) = invocation::command_word() else {
+        output::about();
+        return ExitCode::SUCCESS;
+    };
+    // DEL must not fail, so neither must a defect in it: the hook has to know.
+    panic::install(word == Command::Del.as_str());
+    let mut report = Report::new(&word);
+    match command::run(&word, deadline, &mut report) {
+        Ok(stdout) => {
+            report.write();
+            output::result(&stdout)
+        }
+        Err(mut error) => {
+            report.failed(&error);
+            report.write();
+            error
+                .cni_version
+                .get_or_insert_with(|| report.version().unwrap_or(Version::NEWEST).to_string());
+            output::error(&error)
+        }
+    }
+}
