@@ -78,9 +78,8 @@ pub fn cases(kind: Kind) -> Result<Option<Vec<Case>>> {
         }
         return Ok(None);
     }
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&dir)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(&dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|ext| ext == "json"));
     paths.sort();
     let cases = paths.iter().map(|path| Case::read(kind, folder, path));
@@ -153,10 +152,7 @@ impl Case {
     /// Istio's rules as input of `nft -f`; None where the data has none.
     #[must_use]
     pub fn nft(&self) -> Option<String> {
-        self.data
-            .nftables
-            .as_ref()
-            .map(|lines| lines.join("\n") + "\n")
+        self.data.nftables.as_ref().map(|lines| lines.join("\n") + "\n")
     }
 }
 
@@ -164,12 +160,8 @@ impl Facts {
     fn of_config(config: &Value) -> Result<Self> {
         let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default();
         let numbers = |key: &str| -> Result<Vec<u32>> {
-            let items = text(key)
-                .split(',')
-                .filter(|item| !item.is_empty() && *item != "*");
-            items
-                .map(|item| item.parse().with_context(|| format!("{key}: {item:?}")))
-                .collect()
+            let items = text(key).split(',').filter(|item| !item.is_empty() && *item != "*");
+            items.map(|item| item.parse().with_context(|| format!("{key}: {item:?}"))).collect()
         };
         let mut groups = numbers("owner_groups_include")?;
         groups.extend(numbers("owner_groups_exclude")?);
@@ -191,9 +183,7 @@ impl Facts {
             .flatten()
             .find(|container| container.get("name").and_then(Value::as_str) == Some("istio-proxy"));
         let id = |key: &str| -> u32 {
-            let value = proxy
-                .and_then(|proxy| proxy.pointer(key))
-                .and_then(Value::as_u64);
+            let value = proxy.and_then(|proxy| proxy.pointer(key)).and_then(Value::as_u64);
             let value = value.and_then(|value| u32::try_from(value).ok());
             value.filter(|value| *value != 0).unwrap_or(1337)
         };

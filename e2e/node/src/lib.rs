@@ -5,7 +5,11 @@
 //! [`lab`] makes namespaces and links, [`process`] starts programs in them,
 //! [`stand_in`] and [`packet`] are the two ends of every connection, [`matrix`]
 //! and [`conformance`] what is sent through whose rules, [`rules`] loads them.
+//! [`runtime`] is the container runtime's half of CNI, [`agent`] the one under
+//! test, [`cluster`] all of it at work.
 
+pub mod agent;
+pub mod cluster;
 pub mod conformance;
 pub mod lab;
 pub mod matrix;
@@ -13,4 +17,5 @@ pub mod packet;
 pub mod process;
 pub mod programs;
 pub mod rules;
+pub mod runtime;
 pub mod stand_in;

@@ -54,23 +54,15 @@ impl Stage {
         let mut outside = Neighbourhood::world_addresses();
         outside.extend(["172.16.77.1", "fd77::1", "10.88.0.1", "fd88::1"].map(ip));
         let world = StandIn::direct("world", &TCP_PORTS, datagrams(&outside));
-        let vm = StandIn::direct(
-            "vm",
-            &TCP_PORTS,
-            datagrams(&[hood::VM_V4.into(), hood::VM_V6.into()]),
-        );
+        let vm =
+            StandIn::direct("vm", &TCP_PORTS, datagrams(&[hood::VM_V4.into(), hood::VM_V6.into()]));
         let servers = vec![
             StandIn::proxy(facts.tproxy).start(stand_in, &hood.pod, proxy)?,
             app.start(stand_in, &hood.pod, Identity::APP)?,
             world.start(stand_in, &hood.world, Identity::APP)?,
             vm.start(stand_in, &hood.vm, Identity::APP)?,
         ];
-        Ok(Self {
-            hood,
-            facts: facts.clone(),
-            packet: programs.packet.clone(),
-            _servers: servers,
-        })
+        Ok(Self { hood, facts: facts.clone(), packet: programs.packet.clone(), _servers: servers })
     }
 
     /// Sends the whole matrix.
@@ -150,15 +142,7 @@ fn outbound(facts: &Facts) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     for (uid, gid) in identities(facts) {
         for to in &to {
-            push(
-                &mut attempts,
-                "pod",
-                (uid, gid),
-                None,
-                *to,
-                &OUT_TCP_PORTS,
-                &UDP_PORTS,
-            );
+            push(&mut attempts, "pod", (uid, gid), None, *to, &OUT_TCP_PORTS, &UDP_PORTS);
         }
         let v4 = [hood::POD_V4.into(), Ipv4Addr::LOCALHOST.into()];
         let v6 = [hood::POD_V6.into(), Ipv6Addr::LOCALHOST.into()];
@@ -187,15 +171,7 @@ fn inbound() -> Vec<Attempt> {
     ];
     for (from, to) in pairs {
         let from = Some(ip(from));
-        push(
-            &mut attempts,
-            "world",
-            (0, 0),
-            from,
-            to,
-            &TCP_PORTS,
-            &UDP_PORTS,
-        );
+        push(&mut attempts, "world", (0, 0), from, to, &TCP_PORTS, &UDP_PORTS);
     }
     attempts
 }
@@ -206,15 +182,7 @@ fn from_vm() -> Vec<Attempt> {
     let mut to: Vec<IpAddr> = vec![hood::POD_VM_V4.into(), hood::POD_VM_V6.into()];
     to.extend(Neighbourhood::world_addresses());
     for to in to {
-        push(
-            &mut attempts,
-            "vm",
-            (0, 0),
-            None,
-            to,
-            &TCP_PORTS,
-            &UDP_PORTS,
-        );
+        push(&mut attempts, "vm", (0, 0), None, to, &TCP_PORTS, &UDP_PORTS);
     }
     attempts
 }

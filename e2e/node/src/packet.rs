@@ -104,10 +104,7 @@ pub fn send(program: Program<'_>, attempts: &[Attempt]) -> Result<Fates> {
         input.push_str(&serde_json::to_string(attempt)?);
         input.push('\n');
     }
-    let output = program
-        .input(input)
-        .timeout(Duration::from_secs(60))
-        .check()?;
+    let output = program.input(input).timeout(Duration::from_secs(60)).check()?;
     let mut fates = Fates::new();
     for line in output.lines() {
         let outcome: Outcome = serde_json::from_str(line).with_context(|| line.to_owned())?;
@@ -135,9 +132,8 @@ pub fn serve(input: impl BufRead, mut output: impl std::io::Write) -> Result<()>
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(attempt) = lock(&queue).pop_front() {
-                    let fate = attempt
-                        .make()
-                        .unwrap_or_else(|err| Fate::Failed(format!("{err:#}")));
+                    let fate =
+                        attempt.make().unwrap_or_else(|err| Fate::Failed(format!("{err:#}")));
                     let label = attempt.label;
                     lock(&outcomes).push(Outcome { label, fate });
                 }
@@ -182,10 +178,8 @@ impl Attempt {
             Transport::Tcp => PATIENCE,
             Transport::Udp => PATIENCE / DATAGRAMS,
         };
-        let patience = TimeVal::new(
-            patience.as_secs().try_into()?,
-            patience.subsec_micros().into(),
-        );
+        let patience =
+            TimeVal::new(patience.as_secs().try_into()?, patience.subsec_micros().into());
         setsockopt(&fd, sockopt::ReceiveTimeout, &patience)?;
         setsockopt(&fd, sockopt::SendTimeout, &patience)?;
         if let Some(from) = self.from {
@@ -226,9 +220,7 @@ fn exchange(socket: &UdpSocket) -> Result<Fate> {
         }
         match socket.recv(&mut bytes) {
             Ok(read) => {
-                return parse(&String::from_utf8_lossy(
-                    bytes.get(..read).unwrap_or_default(),
-                ));
+                return parse(&String::from_utf8_lossy(bytes.get(..read).unwrap_or_default()));
             }
             Err(err) if is_timeout(&err) => {}
             Err(err) => return fate_of(err),

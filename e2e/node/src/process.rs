@@ -27,25 +27,14 @@ pub struct Identity {
 
 impl Identity {
     /// The sidecar proxy's usual user.
-    pub const PROXY: Self = Self {
-        uid: 1337,
-        gid: 1337,
-        net_admin: false,
-    };
+    pub const PROXY: Self = Self { uid: 1337, gid: 1337, net_admin: false };
     /// An application.
-    pub const APP: Self = Self {
-        uid: 1000,
-        gid: 1000,
-        net_admin: false,
-    };
+    pub const APP: Self = Self { uid: 1000, gid: 1000, net_admin: false };
 
     /// The same user with CAP_NET_ADMIN.
     #[must_use]
     pub fn with_net_admin(self) -> Self {
-        Self {
-            net_admin: true,
-            ..self
-        }
+        Self { net_admin: true, ..self }
     }
 
     fn setpriv(self) -> Vec<OsString> {
@@ -183,11 +172,7 @@ impl<'a> Program<'a> {
     /// The command line as text.
     #[must_use]
     pub fn command_line(&self) -> String {
-        let words: Vec<_> = self
-            .argv
-            .iter()
-            .map(|word| word.to_string_lossy())
-            .collect();
+        let words: Vec<_> = self.argv.iter().map(|word| word.to_string_lossy()).collect();
         words.join(" ")
     }
 
@@ -209,12 +194,7 @@ impl<'a> Program<'a> {
         let status = wait(&mut child.0, timeout).with_context(|| format!("run `{command}`"))?;
         let finish = |thread: JoinHandle<String>| thread.join().unwrap_or_default();
         writer.join().ok();
-        Ok(Output {
-            command,
-            status,
-            stdout: finish(stdout),
-            stderr: finish(stderr),
-        })
+        Ok(Output { command, status, stdout: finish(stdout), stderr: finish(stderr) })
     }
 
     /// Runs it and wants it to succeed.
@@ -236,17 +216,10 @@ impl<'a> Program<'a> {
         let mut child = KillOnDrop(self.spawn(Stdio::inherit())?);
         let mut stdin = child.0.stdin.take();
         if let Some(stdin) = &mut stdin {
-            stdin
-                .write_all(&input)
-                .with_context(|| format!("write to `{command}`"))?;
+            stdin.write_all(&input).with_context(|| format!("write to `{command}`"))?;
         }
         let stdout = child.0.stdout.take().map(BufReader::new);
-        Ok(Running {
-            command,
-            child,
-            stdin,
-            stdout,
-        })
+        Ok(Running { command, child, stdin, stdout })
     }
 
     fn spawn(&self, stderr: Stdio) -> Result<Child> {
@@ -299,9 +272,8 @@ impl Running {
             return Ok(None);
         };
         let mut line = String::new();
-        let read = stdout
-            .read_line(&mut line)
-            .with_context(|| format!("read from `{}`", self.command))?;
+        let read =
+            stdout.read_line(&mut line).with_context(|| format!("read from `{}`", self.command))?;
         Ok((read > 0).then(|| line.trim_end().to_owned()))
     }
 

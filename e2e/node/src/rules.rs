@@ -60,10 +60,9 @@ impl Script {
         if form == Form::Expected {
             return Ok(match tool {
                 Tool::Nft => case.nft().map(Self::Nft),
-                Tool::Iptables | Tool::Legacy => Some(Self::Restore {
-                    v4: case.restore("v4"),
-                    v6: case.restore("v6"),
-                }),
+                Tool::Iptables | Tool::Legacy => {
+                    Some(Self::Restore { v4: case.restore("v4"), v6: case.restore("v6") })
+                }
             });
         }
         let source = match case.kind {
@@ -82,10 +81,9 @@ impl Script {
         };
         Ok(Some(match tool {
             Tool::Nft => Self::Nft(print("nft")?),
-            Tool::Iptables | Tool::Legacy => Self::Restore {
-                v4: print("iptables")?,
-                v6: print("ip6tables")?,
-            },
+            Tool::Iptables | Tool::Legacy => {
+                Self::Restore { v4: print("iptables")?, v6: print("ip6tables")? }
+            }
         }))
     }
 

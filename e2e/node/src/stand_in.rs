@@ -16,7 +16,7 @@ use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
     UdpSocket,
 };
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -71,23 +71,13 @@ impl StandIn {
             SocketAddr::from((Ipv6Addr::LOCALHOST, 15053)),
         ];
         tcp.extend(&dns);
-        Self {
-            name: "proxy".to_owned(),
-            tcp,
-            udp: dns,
-            transparent,
-        }
+        Self { name: "proxy".to_owned(), tcp, udp: dns, transparent }
     }
 
     /// An application or a host with its own ports.
     #[must_use]
     pub fn direct(name: &str, tcp_ports: &[u16], udp: Vec<SocketAddr>) -> Self {
-        Self {
-            name: name.to_owned(),
-            tcp: everywhere(tcp_ports),
-            udp,
-            transparent: false,
-        }
+        Self { name: name.to_owned(), tcp: everywhere(tcp_ports), udp, transparent: false }
     }
 
     /// Starts it in a namespace, from the suite's own program at `program`, and
@@ -96,11 +86,7 @@ impl StandIn {
     /// # Errors
     /// When it cannot listen.
     pub fn start(&self, program: &Path, pod: &Namespace, who: Identity) -> Result<Running> {
-        let who = if self.transparent {
-            who.with_net_admin()
-        } else {
-            who
-        };
+        let who = if self.transparent { who.with_net_admin() } else { who };
         self.start_as(pod.program(program).as_user(who))
     }
 
@@ -112,9 +98,7 @@ impl StandIn {
         let mut config = serde_json::to_string(self)?;
         config.push('\n');
         let mut running = program.input(config).start()?;
-        running
-            .wait_ready()
-            .with_context(|| format!("stand-in {}", self.name))?;
+        running.wait_ready().with_context(|| format!("stand-in {}", self.name))?;
         Ok(running)
     }
 
@@ -199,12 +183,8 @@ impl StandIn {
 /// Each port on every address of both families.
 #[must_use]
 pub fn everywhere(ports: &[u16]) -> Vec<SocketAddr> {
-    let v4 = ports
-        .iter()
-        .map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)));
-    let v6 = ports
-        .iter()
-        .map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)));
+    let v4 = ports.iter().map(|port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)));
+    let v6 = ports.iter().map(|port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)));
     v4.chain(v6).collect()
 }
 
@@ -262,5 +242,5 @@ pub fn listener(address: SocketAddr, transparent: bool) -> Result<TcpListener> {
     }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     listen(&fd, Backlog::new(1024)?)?;
-    Ok(TcpListener::from(OwnedFd::from(fd)))
+    Ok(TcpListener::from(fd))
 }

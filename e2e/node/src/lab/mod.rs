@@ -3,6 +3,7 @@
 
 pub mod namespace;
 pub mod neighbourhood;
+pub mod node;
 pub mod scratch;
 
 pub use namespace::Namespace;

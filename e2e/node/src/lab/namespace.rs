@@ -38,11 +38,7 @@ impl Namespace {
         let none: Option<&str> = None;
         mount(Some(source.as_str()), &path, none, MsFlags::MS_BIND, none)
             .with_context(|| format!("bind a namespace to {}", path.display()))?;
-        let namespace = Self {
-            netns,
-            path,
-            scratch: Arc::clone(scratch),
-        };
+        let namespace = Self { netns, path, scratch: Arc::clone(scratch) };
         for (knob, value) in [
             ("ipv6/conf/all/accept_dad", "0"),
             ("ipv6/conf/default/accept_dad", "0"),
@@ -82,10 +78,7 @@ impl Namespace {
         let rest = |line: &&str| !line.starts_with("-6 ");
         let rest: Vec<_> = lines.lines().filter(rest).collect();
         process::load(&self.netns, &["ip", "-batch", "-"], &rest.join("\n"))?;
-        let v6: Vec<_> = lines
-            .lines()
-            .filter_map(|line| line.strip_prefix("-6 "))
-            .collect();
+        let v6: Vec<_> = lines.lines().filter_map(|line| line.strip_prefix("-6 ")).collect();
         if !v6.is_empty() {
             process::load(&self.netns, &["ip", "-6", "-batch", "-"], &v6.join("\n"))?;
         }

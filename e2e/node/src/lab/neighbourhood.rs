@@ -136,7 +136,6 @@ impl Neighbourhood {
     #[must_use]
     pub fn world_addresses() -> Vec<IpAddr> {
         let v4 = WORLD_V4.into_iter().chain([NIC_V4]).map(IpAddr::from);
-        v4.chain(WORLD_V6.into_iter().chain([NIC_V6]).map(IpAddr::from))
-            .collect()
+        v4.chain(WORLD_V6.into_iter().chain([NIC_V6]).map(IpAddr::from)).collect()
     }
 }

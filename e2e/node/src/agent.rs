@@ -1,0 +1,201 @@
+//! The agent under test, and the manifests that it watches.
+
+use crate::lab::{Namespace, Scratch};
+use crate::process::{Program, Running};
+use crate::programs::Programs;
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long an agent may take until it serves.
+const START: Duration = Duration::from_secs(10);
+
+/// The directories an agent needs: manifests in, sockets and records out.
+#[derive(Debug, Clone)]
+pub struct Directories {
+    /// Manifests of pods and namespaces.
+    pub pods: PathBuf,
+    /// `cni_agent_run_dir`.
+    pub run: PathBuf,
+}
+
+impl Directories {
+    /// Makes them in the run's private directory.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn create(scratch: &Scratch, name: &str) -> Result<Self> {
+        Ok(Self {
+            pods: scratch.dir(&format!("{name}-pods"))?,
+            run: scratch.path().join(format!("{name}-run")),
+        })
+    }
+
+    /// Puts a manifest where the agent sees it, complete at once.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn publish(&self, manifest: &Value) -> Result<()> {
+        let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str);
+        let kind = text("/kind").context("manifest without a kind")?;
+        let name = text("/metadata/name").context("manifest without a name")?;
+        let namespace = text("/metadata/namespace").unwrap_or("");
+        let file = format!("{kind}-{namespace}-{name}.json");
+        let hidden = self.pods.join(format!(".{file}.part"));
+        std::fs::write(&hidden, serde_json::to_vec_pretty(manifest)?)?;
+        std::fs::rename(&hidden, self.pods.join(&file))
+            .with_context(|| format!("publish {file} in {}", self.pods.display()))
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    running: Running,
+    directories: Directories,
+}
+
+impl Agent {
+    /// Starts it in the node's namespace and waits until it serves.
+    ///
+    /// # Errors
+    /// When it ends or does not serve in time.
+    pub fn start(
+        programs: &Programs,
+        host: &Namespace,
+        directories: &Directories,
+        backend: &str,
+    ) -> Result<Self> {
+        Self::launch(programs, host, directories, &["--backend", backend])
+    }
+
+    /// [`Self::start`] with any arguments.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn launch(
+        programs: &Programs,
+        host: &Namespace,
+        directories: &Directories,
+        args: &[&str],
+    ) -> Result<Self> {
+        let log = directories.run.with_extension("log");
+        let redirect = "exec \"$0\" \"$@\" >>\"$SLUICE_E2E_LOG\" 2>&1";
+        let program = Program::new("sh")
+            .args(["-c", redirect])
+            .arg(&programs.sluice)
+            .arg("agent")
+            .arg("--pods")
+            .arg(&directories.pods)
+            .arg("--run-dir")
+            .arg(&directories.run)
+            .args(args.iter().copied())
+            .env("SLUICE_E2E_LOG", &log)
+            .within(host.netns());
+        // A killed agent leaves its socket behind: that is not a new one's.
+        let socket = directories.run.join("pluginevent.sock");
+        std::fs::remove_file(&socket).ok();
+        let mut agent = Self { running: program.start()?, directories: directories.clone() };
+        let end = Instant::now() + START;
+        while !accepts(&socket) {
+            if !agent.running.is_running() {
+                bail!("the agent ended, it said:\n{}", agent.log());
+            }
+            if Instant::now() > end {
+                bail!("the agent does not serve after {START:?}, it said:\n{}", agent.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(agent)
+    }
+
+    /// All that this agent, and others before it in these directories, logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let path = self.directories.run.with_extension("log");
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Kills it as the kernel's out-of-memory killer would.
+    ///
+    /// # Errors
+    /// When it does not die.
+    pub fn kill(mut self) -> Result<()> {
+        self.running.signal(Signal::SIGKILL)?;
+        self.running.wait(START)?;
+        Ok(())
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+}
+
+fn accepts(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
+/// A pod as the injector leaves it: an application and a sidecar.
+#[must_use]
+pub fn sidecar_pod(
+    namespace: &str,
+    name: &str,
+    annotations: &Value,
+    env: &[(&str, &str)],
+) -> Value {
+    let env: Vec<Value> =
+        env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    let mut all = json!({
+        "sidecar.istio.io/status": "{\"initContainers\":[\"istio-validation\"]}",
+    });
+    if let (Some(all), Some(annotations)) = (all.as_object_mut(), annotations.as_object()) {
+        all.extend(annotations.clone());
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": format!("uid-of-{name}"),
+            "annotations": all,
+        },
+        "spec": {
+            "initContainers": [{"name": "istio-validation"}],
+            "containers": [
+                {"name": "app"},
+                {
+                    "name": "istio-proxy",
+                    "args": ["proxy", "sidecar"],
+                    "env": env,
+                    "securityContext": {"runAsUser": 1337, "runAsGroup": 1337},
+                },
+            ],
+        },
+    })
+}
+
+/// A pod without a sidecar.
+#[must_use]
+pub fn plain_pod(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": format!("uid-of-{name}"),
+        },
+        "spec": {"containers": [{"name": "app"}]},
+    })
+}
+
+/// A namespace's manifest.
+#[must_use]
+pub fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+}
