@@ -70,10 +70,7 @@ pub fn response(bytes: &[u8], eof: bool) -> Result<Option<Response<'_>>, Respons
     match expected {
         Some(n) if n > MAX_BODY => Err(ResponseError::BodyTooLong),
         None if body.len() > MAX_BODY => Err(ResponseError::BodyTooLong),
-        Some(n) if body.len() >= n => Ok(Some(Response {
-            status,
-            body: &body[..n],
-        })),
+        Some(n) if body.len() >= n => Ok(Some(Response { status, body: &body[..n] })),
         None if eof => Ok(Some(Response { status, body })),
         Some(_) if eof => Err(ResponseError::Truncated),
         _ => Ok(None),

@@ -142,10 +142,7 @@ impl IpNet {
                 (0xff00_u16 >> ones).to_be_bytes()[1]
             })
             .collect();
-        Self {
-            ip: ip.to_string(),
-            mask: Some(base64(&mask)),
-        }
+        Self { ip: ip.to_string(), mask: Some(base64(&mask)) }
     }
 
     /// The address, with an IPv4 address in IPv6 clothes unmapped as Istio's

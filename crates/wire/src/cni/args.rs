@@ -31,9 +31,7 @@ impl Args {
         let mut unknown = Vec::new();
         for pair in text.split(';').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = pair.split_once('=') else {
-                return Err(invalid(format!(
-                    "CNI_ARGS has {pair:?}, which is no KEY=VALUE"
-                )));
+                return Err(invalid(format!("CNI_ARGS has {pair:?}, which is no KEY=VALUE")));
             };
             match key {
                 "IgnoreUnknown" => ignore_unknown = boolean(value)?,
@@ -45,10 +43,7 @@ impl Args {
             }
         }
         if !unknown.is_empty() && !ignore_unknown {
-            return Err(invalid(format!(
-                "CNI_ARGS has unknown keys: {}",
-                unknown.join(", ")
-            )));
+            return Err(invalid(format!("CNI_ARGS has unknown keys: {}", unknown.join(", "))));
         }
         Ok(args)
     }

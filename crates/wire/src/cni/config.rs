@@ -143,19 +143,13 @@ impl<'a> Config<'a> {
     /// Where the agent's sockets are.
     #[must_use]
     pub fn run_dir(&self) -> &str {
-        self.cni_agent_run_dir
-            .as_deref()
-            .filter(|dir| !dir.is_empty())
-            .unwrap_or(DEFAULT_RUN_DIR)
+        self.cni_agent_run_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or(DEFAULT_RUN_DIR)
     }
 
     /// Whether pods of the namespace are none of the mesh's business.
     #[must_use]
     pub fn excludes(&self, namespace: &str) -> bool {
-        self.exclude_namespaces
-            .iter()
-            .flatten()
-            .any(|excluded| excluded == namespace)
+        self.exclude_namespaces.iter().flatten().any(|excluded| excluded == namespace)
     }
 
     /// The agent's own namespace; empty when it is not said.

@@ -19,14 +19,8 @@ pub enum Command {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Self; 6] = [
-        Self::Add,
-        Self::Del,
-        Self::Check,
-        Self::Status,
-        Self::Gc,
-        Self::Version,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Add, Self::Del, Self::Check, Self::Status, Self::Gc, Self::Version];
 
     /// As `CNI_COMMAND` writes it.
     #[must_use]
@@ -46,16 +40,13 @@ impl Command {
     /// # Errors
     /// [`code::INVALID_ENVIRONMENT`] for any other word.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|c| c.as_str() == text)
-            .ok_or_else(|| {
-                Error::new(
-                    code::INVALID_ENVIRONMENT,
-                    format!("unknown CNI_COMMAND {text:?}"),
-                    "CNI_COMMAND is one of ADD, DEL, CHECK, STATUS, GC, VERSION",
-                )
-            })
+        Self::ALL.into_iter().find(|c| c.as_str() == text).ok_or_else(|| {
+            Error::new(
+                code::INVALID_ENVIRONMENT,
+                format!("unknown CNI_COMMAND {text:?}"),
+                "CNI_COMMAND is one of ADD, DEL, CHECK, STATUS, GC, VERSION",
+            )
+        })
     }
 
     /// The oldest protocol version that has the command.
@@ -126,14 +117,8 @@ impl Environment {
         if !missing.is_empty() {
             return Err(Error::new(
                 code::INVALID_ENVIRONMENT,
-                format!(
-                    "required environment variables missing: {}",
-                    missing.join(", ")
-                ),
-                format!(
-                    "the container runtime has to set them for {}",
-                    command.as_str()
-                ),
+                format!("required environment variables missing: {}", missing.join(", ")),
+                format!("the container runtime has to set them for {}", command.as_str()),
             ));
         }
         if command.needs(Variable::ContainerId) {
@@ -167,9 +152,7 @@ fn text(name: &str, get: impl Fn(&str) -> Option<OsString>) -> Result<String, Er
 /// and network names. Both end up in file names.
 pub(super) fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
 fn check_container_id(id: &str) -> Result<(), Error> {
@@ -187,9 +170,7 @@ fn check_container_id(id: &str) -> Result<(), Error> {
 fn check_if_name(name: &str) -> Result<(), Error> {
     let valid = name.len() <= 15
         && !matches!(name, "." | "..")
-        && !name
-            .chars()
-            .any(|c| c == '/' || c == ':' || c.is_whitespace());
+        && !name.chars().any(|c| c == '/' || c == ':' || c.is_whitespace());
     if valid {
         return Ok(());
     }

@@ -10,11 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Error {
     /// The protocol version of the printer; the agent's answers leave it out
     /// and the plugin fills it in.
-    #[serde(
-        rename = "cniVersion",
-        default,
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "cniVersion", default, skip_serializing_if = "Option::is_none")]
     pub cni_version: Option<String>,
     /// One of [`crate::code`], or another plugin's.
     pub code: u32,
@@ -29,12 +25,7 @@ impl Error {
     /// An error of `code` with its cause and the next step.
     #[must_use]
     pub fn new(code: u32, msg: impl Into<String>, details: impl Into<String>) -> Self {
-        Self {
-            cni_version: None,
-            code,
-            msg: msg.into(),
-            details: details.into(),
-        }
+        Self { cni_version: None, code, msg: msg.into(), details: details.into() }
     }
 
     /// The object as JSON. Never fails: strings and a number always encode.

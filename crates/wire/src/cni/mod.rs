@@ -14,3 +14,6 @@ pub use environment::{Command, Environment};
 pub use error::Error;
 pub use result::PrevResult;
 pub use version::{Version, version_reply};
+
+#[cfg(test)]
+mod tests;

@@ -42,11 +42,7 @@ impl<'a> PrevResult<'a> {
     /// content. Before 1.0.0 `dns` is always there.
     #[must_use]
     pub fn empty(version: Version) -> String {
-        let dns = if version < Version::V1_0_0 {
-            r#","dns":{}"#
-        } else {
-            ""
-        };
+        let dns = if version < Version::V1_0_0 { r#","dns":{}"# } else { "" };
         format!(r#"{{"cniVersion":"{version}"{dns}}}"#)
     }
 
@@ -95,11 +91,7 @@ fn entry(ip: &Object<'_>, address_key: &str) -> Result<IpConfig, Error> {
             serde_json::from_str(raw.get()).map_err(|e| undecodable(&format!("interface: {e}")))?
         }
     };
-    Ok(IpConfig {
-        interface,
-        address: network(&address)?,
-        gateway,
-    })
+    Ok(IpConfig { interface, address: network(&address)?, gateway })
 }
 
 fn string(ip: &Object<'_>, key: &str) -> Result<String, Error> {
@@ -112,11 +104,8 @@ fn string(ip: &Object<'_>, key: &str) -> Result<String, Error> {
 }
 
 fn network(text: &str) -> Result<IpNet, Error> {
-    let malformed = || {
-        undecodable(&format!(
-            "{text:?} is no address with a prefix length such as 10.0.0.5/24"
-        ))
-    };
+    let malformed =
+        || undecodable(&format!("{text:?} is no address with a prefix length such as 10.0.0.5/24"));
     let (ip, prefix) = text.split_once('/').ok_or_else(malformed)?;
     let ip: IpAddr = ip.parse().map_err(|_| malformed())?;
     let prefix: u8 = prefix.parse().map_err(|_| malformed())?;

@@ -22,13 +22,8 @@ pub enum Version {
 
 impl Version {
     /// Every version, oldest first.
-    pub const ALL: [Self; 5] = [
-        Self::V0_3_0,
-        Self::V0_3_1,
-        Self::V0_4_0,
-        Self::V1_0_0,
-        Self::V1_1_0,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
     /// The newest one.
     pub const NEWEST: Self = Self::V1_1_0;
 
@@ -51,19 +46,13 @@ impl Version {
     /// [`code::INCOMPATIBLE_VERSION`] for any other than [`Version::ALL`].
     pub fn negotiate(config: Option<&str>) -> Result<Self, Error> {
         let text = config.filter(|v| !v.is_empty()).unwrap_or("0.1.0");
-        Self::ALL
-            .into_iter()
-            .find(|v| v.as_str() == text)
-            .ok_or_else(|| {
-                Error::new(
-                    code::INCOMPATIBLE_VERSION,
-                    format!("incompatible CNI version: the configuration has cniVersion {text:?}"),
-                    format!(
-                        "set cniVersion of the network configuration to one of {}",
-                        Self::list()
-                    ),
-                )
-            })
+        Self::ALL.into_iter().find(|v| v.as_str() == text).ok_or_else(|| {
+            Error::new(
+                code::INCOMPATIBLE_VERSION,
+                format!("incompatible CNI version: the configuration has cniVersion {text:?}"),
+                format!("set cniVersion of the network configuration to one of {}", Self::list()),
+            )
+        })
     }
 
     /// All versions, separated by a comma and a blank.

@@ -14,41 +14,23 @@ fn the_body_ends_at_its_length_or_at_the_end_of_the_stream() {
         (200, b"{}".to_vec())
     );
     assert_eq!(
-        done(
-            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}extra",
-            false
-        ),
+        done(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}extra", false),
         (200, b"{}".to_vec())
     );
-    assert_eq!(
-        done(b"HTTP/1.0 500 Oops\r\n\r\nbad", true),
-        (500, b"bad".to_vec())
-    );
+    assert_eq!(done(b"HTTP/1.0 500 Oops\r\n\r\nbad", true), (500, b"bad".to_vec()));
     assert_eq!(response(b"HTTP/1.0 500 Oops\r\n\r\nbad", false), Ok(None));
-    assert_eq!(
-        response(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", false),
-        Ok(None)
-    );
+    assert_eq!(response(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}", false), Ok(None));
 }
 
 #[test]
 fn lies_are_named() {
     use ResponseError as E;
     let head = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}\r\n{{}}").into_bytes();
-    assert!(matches!(
-        response(b"SSH-2.0-OpenSSH_9.2\r\n", false),
-        Err(E::NotHttp(_))
-    ));
+    assert!(matches!(response(b"SSH-2.0-OpenSSH_9.2\r\n", false), Err(E::NotHttp(_))));
     assert_eq!(response(b"", true), Err(E::Truncated));
     assert_eq!(response(b"HTTP/1.1 200 OK\r\n", true), Err(E::Truncated));
-    assert_eq!(
-        response(&head("Content-Length: 3\r\n"), true),
-        Err(E::Truncated)
-    );
-    assert_eq!(
-        response(&head("Content-Length: +2\r\n"), true),
-        Err(E::ContentLength)
-    );
+    assert_eq!(response(&head("Content-Length: 3\r\n"), true), Err(E::Truncated));
+    assert_eq!(response(&head("Content-Length: +2\r\n"), true), Err(E::ContentLength));
     assert_eq!(
         response(&head("Content-Length: 99999999999999999999999\r\n"), true),
         Err(E::ContentLength)
@@ -57,14 +39,8 @@ fn lies_are_named() {
         response(&head("Content-Length: 2\r\nContent-Length: 1\r\n"), true),
         Err(E::ContentLength)
     );
-    assert_eq!(
-        response(&head("Content-Length: 2000000\r\n"), false),
-        Err(E::BodyTooLong)
-    );
-    assert_eq!(
-        response(&head("Transfer-Encoding: chunked\r\n"), false),
-        Err(E::TransferEncoding)
-    );
+    assert_eq!(response(&head("Content-Length: 2000000\r\n"), false), Err(E::BodyTooLong));
+    assert_eq!(response(&head("Transfer-Encoding: chunked\r\n"), false), Err(E::TransferEncoding));
     let long = head(&format!("A: {}\r\n", "a".repeat(MAX_HEAD)));
     assert_eq!(response(&long, false), Err(E::HeadTooLong));
     let mut long = b"HTTP/1.0 200 OK\r\n\r\n".to_vec();
@@ -78,10 +54,7 @@ fn the_request_is_one_that_http_servers_know() {
     let mut headers = [httparse::EMPTY_HEADER; 8];
     let mut head = httparse::Request::new(&mut headers);
     let length = head.parse(&bytes).unwrap().unwrap();
-    assert_eq!(
-        (head.method, head.path, head.version),
-        (Some("POST"), Some("/cmdadd"), Some(1))
-    );
+    assert_eq!((head.method, head.path, head.version), (Some("POST"), Some("/cmdadd"), Some(1)));
     assert_eq!(&bytes[length..], b"{}");
 }
 

@@ -14,10 +14,7 @@ fn mask_is_base64_of_raw_bytes_as_in_go() {
         IpNet::new("::".parse().unwrap(), 0).mask.as_deref(),
         Some("AAAAAAAAAAAAAAAAAAAAAA==")
     );
-    assert_eq!(
-        IpNet::new("10.0.0.5".parse().unwrap(), 32).mask.as_deref(),
-        Some("/////w==")
-    );
+    assert_eq!(IpNet::new("10.0.0.5".parse().unwrap(), 32).mask.as_deref(), Some("/////w=="));
 }
 
 #[test]
@@ -69,13 +66,7 @@ fn unknown_fields_are_for_newer_versions() {
         serde_json::from_str(r#"{"Netns":"n","New":1,"Sluice":{"Version":2,"Newer":{}}}"#).unwrap();
     assert_eq!(request.sluice.unwrap().version, 2);
     let answer: Answer = serde_json::from_str(r#"{"decision":"skip","more":[]}"#).unwrap();
-    assert_eq!(
-        answer,
-        Answer {
-            decision: Decision::Skip,
-            reason: String::new()
-        }
-    );
+    assert_eq!(answer, Answer { decision: Decision::Skip, reason: String::new() });
     assert!(serde_json::from_str::<Answer>(r#"{"decision":"whatever"}"#).is_err());
 }
 
@@ -84,17 +75,11 @@ fn attachments_are_read_with_cnis_names_and_written_with_ours() {
     let attachment: Attachment =
         serde_json::from_str(r#"{"containerID":"c","ifname":"eth0"}"#).unwrap();
     let gc = GcRequest {
-        sluice: Extension {
-            version: 1,
-            ..Extension::default()
-        },
+        sluice: Extension { version: 1, ..Extension::default() },
         attachments: Some(vec![attachment]),
     };
     let text = serde_json::to_string(&gc).unwrap();
-    assert!(
-        text.ends_with(r#""Attachments":[{"ContainerID":"c","IfName":"eth0"}]}"#),
-        "{text}"
-    );
+    assert!(text.ends_with(r#""Attachments":[{"ContainerID":"c","IfName":"eth0"}]}"#), "{text}");
     assert_eq!(serde_json::from_str::<GcRequest>(&text).unwrap(), gc);
     assert_eq!(
         serde_json::from_str::<GcRequest>(r#"{"Sluice":{"Version":1},"Attachments":null}"#)
