@@ -75,11 +75,7 @@ impl Diff {
 impl fmt::Display for Diff {
     /// One line each: `- missing`, `+ unexpected`, `~ misplaced`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let groups = [
-            ("- ", &self.missing),
-            ("+ ", &self.unexpected),
-            ("~ ", &self.misplaced),
-        ];
+        let groups = [("- ", &self.missing), ("+ ", &self.unexpected), ("~ ", &self.misplaced)];
         let mut first = true;
         for (sign, lines) in groups {
             for line in lines {
@@ -101,6 +97,9 @@ pub enum BackendError {
     /// The kernel could not be asked, or refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// iptables could not be run, or refused.
+    #[error(transparent)]
+    Iptables(#[from] crate::iptables::Error),
     /// An owner that is still a name, where the kernel takes numbers only.
     #[error("rule for user or group '{name}': the kernel takes ids only, resolve the name first")]
     OwnerName {
@@ -123,6 +122,7 @@ impl BackendError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Netlink(error) => error.is_transient(),
+            Self::Iptables(error) => error.is_transient(),
             Self::OwnerName { .. } | Self::Ipv6Disabled { .. } => false,
         }
     }

@@ -7,4 +7,7 @@
 pub mod backend;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod process;
+mod reaper;
+pub mod routing;

@@ -109,13 +109,8 @@ impl Netns {
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
         // Not blocking: the path may come from outside and be a FIFO.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd =
-            nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).map_err(|source| {
-                NetnsError::Open {
-                    path: path.display().to_string(),
-                    source,
-                }
-            })?;
+        let fd = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())
+            .map_err(|source| NetnsError::Open { path: path.display().to_string(), source })?;
         Self::from_fd(fd)
     }
 
@@ -132,10 +127,7 @@ impl Netns {
             return Err(NetnsError::NotNetns { found });
         }
         let stat = nix::sys::stat::fstat(&fd).map_err(NetnsError::Stat)?;
-        let id = NetnsId {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-        };
+        let id = NetnsId { dev: stat.st_dev, ino: stat.st_ino };
         Ok(Self { fd, id })
     }
 
@@ -218,14 +210,9 @@ pub fn within_pod<T: Send>(
 
 /// Identity of the calling thread's namespace.
 fn own_id() -> Result<NetnsId, NetnsError> {
-    let stat = nix::sys::stat::stat(OWN).map_err(|source| NetnsError::Open {
-        path: OWN.to_owned(),
-        source,
-    })?;
-    Ok(NetnsId {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-    })
+    let stat = nix::sys::stat::stat(OWN)
+        .map_err(|source| NetnsError::Open { path: OWN.to_owned(), source })?;
+    Ok(NetnsId { dev: stat.st_dev, ino: stat.st_ino })
 }
 
 fn enter(ns: &Netns) -> Result<(), NetnsError> {
@@ -239,9 +226,7 @@ fn enter(ns: &Netns) -> Result<(), NetnsError> {
 
 fn on_thread<T: Send>(id: String, f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, f);
+        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, f);
         let thread = match thread {
             Ok(thread) => thread,
             Err(source) => return Err(NetnsError::Thread { id, source }),
@@ -286,11 +271,7 @@ mod tests {
         let ns = Netns::create().unwrap();
         assert_ne!(ns.id(), host.id());
         assert_eq!(within(&ns, || own_id().unwrap()).unwrap(), ns.id());
-        assert_eq!(
-            own_id().unwrap(),
-            host.id(),
-            "the caller stays where it was"
-        );
+        assert_eq!(own_id().unwrap(), host.id(), "the caller stays where it was");
     }
 
     #[test]
@@ -299,16 +280,10 @@ mod tests {
             ("/proc/self/ns/uts", "a uts namespace"),
             ("/proc/self/ns/mnt", "a mount namespace"),
             ("/dev/null", "no namespace at all (Not a typewriter)"),
-            (
-                "/proc/self/status",
-                "no namespace at all (Not a typewriter)",
-            ),
+            ("/proc/self/status", "no namespace at all (Not a typewriter)"),
         ] {
             let err = Netns::from_fd(File::open(path).unwrap().into()).unwrap_err();
-            assert_eq!(
-                err.to_string(),
-                format!("descriptor is no network namespace but {found}")
-            );
+            assert_eq!(err.to_string(), format!("descriptor is no network namespace but {found}"));
         }
         let err = Netns::open(Path::new("/nonexistent/ns")).unwrap_err();
         assert_eq!(err.to_string(), "open netns /nonexistent/ns");
@@ -332,10 +307,7 @@ mod tests {
         assert!(matches!(ran, Err(NetnsError::Elsewhere { .. })));
 
         let pod = Netns::create().unwrap();
-        assert_eq!(
-            within_pod(&pod, host.id(), || own_id().unwrap()).unwrap(),
-            pod.id()
-        );
+        assert_eq!(within_pod(&pod, host.id(), || own_id().unwrap()).unwrap(), pod.id());
     }
 
     #[test]

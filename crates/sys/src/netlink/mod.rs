@@ -1,5 +1,12 @@
-//! Netlink, synchronously: one request socket a piece of work.
+//! Netlink, synchronously: a socket that lives for one piece of work, the framing
+//! of messages and attributes, and the kernel's own words for why it refused.
+//!
+//! A socket belongs for ever to the namespace of the thread that opened it.
 
 mod error;
+mod message;
+mod socket;
 
 pub use error::NetlinkError;
+pub(crate) use message::{Buffer, attributes, be16, be32, ne32, text};
+pub(crate) use socket::{Batch, Protocol, Rejected, Replies, Socket};

@@ -1,0 +1,374 @@
+//! Reads a rule of the kernel back as statements. Follows what each register
+//! holds, so that other expressions for the same condition are recognised too:
+//! those of other versions of `nft`.
+
+use super::abi::*;
+use crate::netlink::{attributes, be16, be32, ne32, text};
+use redirect::desired::{ChainKind, CtState, Is, Proto};
+use redirect::net::{Cidr, Family, Interface, Owner};
+use redirect::nft::{Statement, chain_name};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// Why a rule is not one of those that we or Istio write: the expression that
+/// does not fit, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Foreign(pub(super) String);
+
+/// Elements of an anonymous set, by its name; `None` when it cannot be read as a
+/// set of ports.
+pub(super) type Ports<'a> = &'a mut dyn FnMut(&str) -> Option<Vec<u16>>;
+
+/// What a register holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Value {
+    Meta(u32),
+    Ct(u32),
+    Payload {
+        base: u32,
+        offset: u32,
+        len: usize,
+    },
+    /// Some bits of another value.
+    Masked(Box<Value>, Vec<u8>),
+    Constant(Vec<u8>),
+}
+
+/// Statements of a rule from the value of its NFTA_RULE_EXPRESSIONS. Dependencies
+/// (`meta nfproto`, `meta l4proto`) are there as the kernel has them; counters are
+/// left out.
+pub(super) fn rule(expressions: &[u8], ports: Ports<'_>) -> Result<Vec<Statement>, Foreign> {
+    let mut rule = Rule { registers: HashMap::new(), statements: Vec::new(), acted: false, ports };
+    for (_, element) in attributes(expressions) {
+        let expression = Fields(element);
+        let name = text(expression.bytes(EXPR_NAME).unwrap_or_default());
+        let data = Fields(expression.bytes(EXPR_DATA).unwrap_or_default());
+        rule.expression(&name, data)
+            .ok_or_else(|| Foreign(format!("{name} that Sluice and Istio do not write")))?;
+    }
+    Ok(rule.statements)
+}
+
+/// Nested attributes, looked up by number.
+#[derive(Clone, Copy)]
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn bytes(self, kind: u16) -> Option<&'a [u8]> {
+        attributes(self.0).find(|(k, _)| *k == kind).map(|(_, value)| value)
+    }
+
+    fn be32(self, kind: u16) -> Option<u32> {
+        be32(self.bytes(kind)?)
+    }
+
+    /// A register, by one name: NFT_REG_1 is NFT_REG32_00 and so on.
+    fn register(self, kind: u16) -> Option<u32> {
+        let number = self.be32(kind)?;
+        match number {
+            REG_1..REG32_00 => Some(REG32_00 + (number - REG_1) * 4),
+            _ => Some(number),
+        }
+    }
+
+    fn value(self, kind: u16) -> Option<&'a [u8]> {
+        Fields(self.bytes(kind)?).bytes(DATA_VALUE)
+    }
+}
+
+struct Rule<'a> {
+    registers: HashMap<u32, Value>,
+    statements: Vec<Statement>,
+    /// An action has been seen; a condition after it would mean something else
+    /// than one before.
+    acted: bool,
+    ports: Ports<'a>,
+}
+
+impl Rule<'_> {
+    /// `None` when the expression is not understood.
+    fn expression(&mut self, name: &str, data: Fields<'_>) -> Option<()> {
+        match name {
+            "counter" => Some(()),
+            "meta" => self.meta(data),
+            "ct" => self.ct(data),
+            "payload" => self.payload(data),
+            "bitwise" => self.bitwise(data),
+            "cmp" => self.cmp(data),
+            "lookup" => self.lookup(data),
+            "immediate" => self.immediate(data),
+            "redir" => self.redir(data),
+            "tproxy" => self.tproxy(data),
+            _ => None,
+        }
+    }
+
+    fn condition(&mut self, statement: Statement) -> Option<()> {
+        (!self.acted).then(|| self.statements.push(statement))
+    }
+
+    fn act(&mut self, statement: Statement) -> Option<()> {
+        self.acted = true;
+        self.statements.push(statement);
+        Some(())
+    }
+
+    fn load(&mut self, register: u32, value: Value) -> Option<()> {
+        self.registers.insert(register, value);
+        Some(())
+    }
+
+    /// A port or mark that was loaded as a constant.
+    fn constant<const N: usize>(&self, register: u32) -> Option<[u8; N]> {
+        match self.registers.get(&register)? {
+            Value::Constant(bytes) => bytes.as_slice().try_into().ok(),
+            _ => None,
+        }
+    }
+
+    fn meta(&mut self, data: Fields<'_>) -> Option<()> {
+        let key = data.be32(META_KEY)?;
+        if let Some(register) = data.register(META_DREG) {
+            return self.load(register, Value::Meta(key));
+        }
+        let register = data.register(META_SREG)?;
+        if key != KEY_MARK {
+            return None;
+        }
+        if self.registers.get(&register)? == &Value::Ct(CT_MARK) {
+            return self.act(Statement::RestoreMark);
+        }
+        let mark = u32::from_ne_bytes(self.constant(register)?);
+        self.act(Statement::SetMark(mark))
+    }
+
+    fn ct(&mut self, data: Fields<'_>) -> Option<()> {
+        let key = data.be32(CT_KEY)?;
+        if data.bytes(CT_DIRECTION).is_some() {
+            return None;
+        }
+        if let Some(register) = data.register(CT_DREG) {
+            return self.load(register, Value::Ct(key));
+        }
+        let register = data.register(CT_SREG)?;
+        match key {
+            CT_MARK if self.registers.get(&register)? == &Value::Meta(KEY_MARK) => {
+                self.act(Statement::SaveMark)
+            }
+            CT_ZONE => {
+                let zone = u16::from_ne_bytes(self.constant(register)?);
+                self.act(Statement::SetZone(zone))
+            }
+            _ => None,
+        }
+    }
+
+    fn payload(&mut self, data: Fields<'_>) -> Option<()> {
+        let value = Value::Payload {
+            base: data.be32(PAYLOAD_BASE)?,
+            offset: data.be32(PAYLOAD_OFFSET)?,
+            len: usize::try_from(data.be32(PAYLOAD_LEN)?).ok()?,
+        };
+        self.load(data.register(PAYLOAD_DREG)?, value)
+    }
+
+    fn bitwise(&mut self, data: Fields<'_>) -> Option<()> {
+        let mask = data.value(BITWISE_MASK)?;
+        let inverted = data.value(BITWISE_XOR)?.iter().any(|byte| *byte != 0);
+        // 0 is the mask and xor that old kernels know only.
+        if inverted || data.be32(BITWISE_OP).unwrap_or(0) != 0 {
+            return None;
+        }
+        let value = self.registers.get(&data.register(BITWISE_SREG)?)?.clone();
+        let value = Value::Masked(Box::new(value), mask.to_vec());
+        self.load(data.register(BITWISE_DREG)?, value)
+    }
+
+    fn cmp(&mut self, data: Fields<'_>) -> Option<()> {
+        let value = self.registers.get(&data.register(CMP_SREG)?)?.clone();
+        let bytes = data.value(CMP_DATA)?;
+        let negated = match data.be32(CMP_OP)? {
+            EQ => false,
+            NEQ => true,
+            _ => return None,
+        };
+        let statement = match &value {
+            Value::Meta(key) => compared_meta(*key, bytes, negated),
+            Value::Ct(CT_MARK) if !negated => Some(Statement::CtMark(ne32(bytes)?)),
+            Value::Payload { len, .. } if *len != bytes.len() => None,
+            Value::Payload { base: NETWORK, offset, len } => {
+                let bits = u8::try_from(len.checked_mul(8)?).ok()?;
+                compared_address(*offset, bytes, bits, negated)
+            }
+            Value::Payload { base: TRANSPORT, offset, .. } => {
+                compared_port(*offset, be16(bytes)?, negated)
+            }
+            Value::Masked(value, mask) => compared_bits(value, mask, bytes, negated),
+            _ => None,
+        };
+        self.condition(statement?)
+    }
+
+    fn lookup(&mut self, data: Fields<'_>) -> Option<()> {
+        let value = self.registers.get(&data.register(LOOKUP_SREG)?)?;
+        let port = Value::Payload { base: TRANSPORT, offset: DESTINATION_PORT, len: 2 };
+        let inverse = data.be32(LOOKUP_FLAGS).unwrap_or(0) == LOOKUP_F_INV;
+        if *value != port || !inverse || data.bytes(LOOKUP_DREG).is_some() {
+            return None;
+        }
+        let ports = (self.ports)(&text(data.bytes(LOOKUP_SET)?))?;
+        self.condition(Statement::DestinationPortNotIn(ports))
+    }
+
+    fn immediate(&mut self, data: Fields<'_>) -> Option<()> {
+        let register = data.register(IMMEDIATE_DREG)?;
+        if register != REG_VERDICT {
+            let constant = data.value(IMMEDIATE_DATA)?.to_vec();
+            return self.load(register, Value::Constant(constant));
+        }
+        let verdict = Fields(Fields(data.bytes(IMMEDIATE_DATA)?).bytes(DATA_VERDICT)?);
+        let statement = match verdict.be32(VERDICT_CODE)? {
+            RETURN => Statement::Return,
+            ACCEPT => Statement::Accept,
+            DROP => Statement::Drop,
+            JUMP => Statement::Jump(known_chain(&text(verdict.bytes(VERDICT_CHAIN)?))?),
+            _ => return None,
+        };
+        self.act(statement)
+    }
+
+    fn redir(&mut self, data: Fields<'_>) -> Option<()> {
+        let register = data.register(REDIR_PROTO_MIN)?;
+        let range = data.register(REDIR_PROTO_MAX).is_some_and(|r| r != register);
+        let flags = data.be32(REDIR_FLAGS).unwrap_or(REDIR_PORT_GIVEN);
+        if range || flags & !REDIR_PORT_GIVEN != 0 {
+            return None;
+        }
+        let port = u16::from_be_bytes(self.constant(register)?);
+        self.act(Statement::Redirect(port))
+    }
+
+    fn tproxy(&mut self, data: Fields<'_>) -> Option<()> {
+        let family = family_of(u8::try_from(data.be32(TPROXY_FAMILY)?).ok()?)?;
+        if data.bytes(TPROXY_ADDR).is_some() {
+            return None;
+        }
+        let port = u16::from_be_bytes(self.constant(data.register(TPROXY_PORT)?)?);
+        self.act(Statement::Tproxy { family, port })
+    }
+}
+
+fn is<T>(value: T, negated: bool) -> Is<T> {
+    if negated { Is::Not(value) } else { Is::Eq(value) }
+}
+
+fn family_of(number: u8) -> Option<Family> {
+    match number {
+        NFPROTO_IPV4 => Some(Family::V4),
+        NFPROTO_IPV6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+fn compared_meta(key: u32, bytes: &[u8], negated: bool) -> Option<Statement> {
+    match key {
+        KEY_MARK => Some(Statement::Mark(is(ne32(bytes)?, negated))),
+        KEY_SKUID => Some(Statement::SkUid(is(Owner::Id(ne32(bytes)?), negated))),
+        KEY_SKGID => Some(Statement::SkGid(is(Owner::Id(ne32(bytes)?), negated))),
+        _ if negated => None,
+        KEY_IIFNAME => Some(Statement::InName(interface(bytes)?)),
+        KEY_OIFNAME => Some(Statement::OutName(interface(bytes)?)),
+        KEY_NFPROTO => Some(Statement::Nfproto(family_of(*bytes.first()?)?)),
+        KEY_L4PROTO => match bytes {
+            [6] => Some(Statement::L4proto(Proto::Tcp)),
+            [17] => Some(Statement::L4proto(Proto::Udp)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// With its terminating zero it is a name, without a prefix of names.
+fn interface(bytes: &[u8]) -> Option<Interface> {
+    let wildcard = if bytes.contains(&0) { "" } else { "*" };
+    format!("{}{wildcard}", text(bytes)).parse().ok()
+}
+
+fn compared_address(offset: u32, bytes: &[u8], len: u8, negated: bool) -> Option<Statement> {
+    let v4 = || {
+        let mut octets = [0; 4];
+        octets.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Cidr::new(IpAddr::from(octets), len)
+    };
+    let v6 = || {
+        let mut octets = [0; 16];
+        octets.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Cidr::new(IpAddr::from(octets), len)
+    };
+    match offset {
+        IP_SOURCE if !negated => Some(Statement::Source(v4()?)),
+        IP6_SOURCE if !negated => Some(Statement::Source(v6()?)),
+        IP_DESTINATION => Some(Statement::Destination(is(v4()?, negated))),
+        IP6_DESTINATION => Some(Statement::Destination(is(v6()?, negated))),
+        _ => None,
+    }
+}
+
+fn compared_port(offset: u32, port: u16, negated: bool) -> Option<Statement> {
+    match offset {
+        SOURCE_PORT if !negated => Some(Statement::SourcePort(port)),
+        DESTINATION_PORT => Some(Statement::DestinationPort(is(port, negated))),
+        _ => None,
+    }
+}
+
+fn compared_bits(value: &Value, mask: &[u8], bytes: &[u8], negated: bool) -> Option<Statement> {
+    match value {
+        Value::Ct(CT_STATE) if negated && bytes.iter().all(|byte| *byte == 0) => {
+            match ne32(mask)? {
+                STATE_INVALID => Some(Statement::State(CtState::Invalid)),
+                STATE_KNOWN => Some(Statement::State(CtState::RelatedOrEstablished)),
+                _ => None,
+            }
+        }
+        Value::Payload { len, .. } if *len != mask.len() || *len != bytes.len() => None,
+        Value::Payload { base: TRANSPORT, offset: TCP_FLAGS, .. } => {
+            let syn = mask == [SYN_MASK] && bytes == [SYN] && !negated;
+            syn.then_some(Statement::Syn)
+        }
+        Value::Payload { base: NETWORK, offset, .. } => {
+            let len = prefix_len(mask)?;
+            compared_address(*offset, bytes, len, negated)
+        }
+        _ => None,
+    }
+}
+
+/// Ones at the front of a mask; `None` when there are more behind a zero.
+fn prefix_len(mask: &[u8]) -> Option<u8> {
+    let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+    let mut leading = 0;
+    for byte in mask {
+        leading += byte.leading_ones();
+        if *byte != 0xff {
+            break;
+        }
+    }
+    (ones == leading).then(|| u8::try_from(ones).ok())?
+}
+
+fn known_chain(name: &str) -> Option<&'static str> {
+    const ALL: [ChainKind; 10] = [
+        ChainKind::Prerouting,
+        ChainKind::OutputHook,
+        ChainKind::Inbound,
+        ChainKind::Redirect,
+        ChainKind::InRedirect,
+        ChainKind::Output,
+        ChainKind::OutputDns,
+        ChainKind::Divert,
+        ChainKind::Tproxy,
+        ChainKind::Drop,
+    ];
+    ALL.into_iter().map(chain_name).find(|known| *known == name)
+}

@@ -1,0 +1,154 @@
+//! The nftables backend: rules go to the kernel over netlink in one batch that it
+//! takes whole or not at all. No program is executed.
+
+mod abi;
+mod compare;
+mod decode;
+mod encode;
+mod kernel;
+mod residue;
+
+#[cfg(test)]
+mod tests;
+
+pub use residue::{Residue, iptables_residue};
+
+use crate::backend::{Applied, Backend, BackendError, BackendKind, Diff};
+use crate::netlink::{NetlinkError, Protocol, Rejected, Socket};
+use crate::routing;
+use compare::compare;
+use encode::Transaction;
+use kernel::Picture;
+use nix::errno::Errno;
+use redirect::desired::Desired;
+use redirect::nft::{Ruleset, lower};
+
+/// Somebody else changes our tables at the same time; after this many rounds it
+/// is an error.
+const ROUNDS: u32 = 4;
+
+/// Programs rules over netlink. It has no state: every call looks at the kernel.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nftables;
+
+impl Nftables {
+    /// The backend.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+/// Generation of the rules in the calling thread's namespace: a number that every
+/// nf_tables transaction there changes, whoever makes it. Equal numbers mean that
+/// nothing was written in between, so an audit of an unchanged namespace costs
+/// this one question.
+///
+/// # Errors
+/// When the kernel cannot be asked, for example because it has no nf_tables.
+pub fn generation() -> Result<u32, BackendError> {
+    let mut socket = Socket::open(Protocol::Netfilter)?;
+    Ok(kernel::generation(&mut socket)?)
+}
+
+impl Backend for Nftables {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Nftables
+    }
+
+    fn apply(&self, want: &Desired, also: Option<&Desired>) -> Result<Applied, BackendError> {
+        let rules = apply_rules(&lower(want), || also.map(lower))?;
+        let changed = routing::ensure(&want.routing)?;
+        Ok(match rules {
+            Applied::Unchanged if changed => Applied::Replaced,
+            other => other,
+        })
+    }
+
+    fn observe(&self, want: &Desired) -> Result<Diff, BackendError> {
+        let mut diff = compare(&lower(want), &Picture::take()?);
+        diff.missing.extend(routing::missing(&want.routing)?);
+        Ok(diff)
+    }
+
+    fn remove(&self) -> Result<(), Vec<BackendError>> {
+        let mut errors = Vec::new();
+        let tables = Socket::open(Protocol::Netfilter)
+            .and_then(|mut socket| kernel::our_tables(&mut socket));
+        match tables {
+            // Each by itself: one that cannot be deleted does not keep the others.
+            Ok(tables) => {
+                for (name, _) in tables {
+                    match delete_table(name) {
+                        Ok(()) => (),
+                        Err(error) => errors.push(error),
+                    }
+                }
+            }
+            Err(error) => errors.push(error.into()),
+        }
+        if let Err(more) = routing::remove(&routing::everything()) {
+            errors.extend(more);
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+fn apply_rules(
+    want: &Ruleset,
+    also: impl Fn() -> Option<Ruleset>,
+) -> Result<Applied, BackendError> {
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        let mut socket = Socket::open(Protocol::Netfilter)?;
+        let present: Vec<String> =
+            kernel::our_tables(&mut socket)?.into_iter().map(|(name, _)| name).collect();
+        if !present.is_empty() {
+            let picture = Picture::take()?;
+            let holds = |rules: &Ruleset| compare(rules, &picture).is_empty();
+            if holds(want) || also().as_ref().is_some_and(holds) {
+                return Ok(Applied::Unchanged);
+            }
+        }
+        let transaction = Transaction::new(&present, want)?;
+        if transaction.batch.is_empty() {
+            return Ok(Applied::Unchanged);
+        }
+        match commit(socket, transaction)? {
+            Ok(()) if present.is_empty() => return Ok(Applied::Created),
+            Ok(()) => return Ok(Applied::Replaced),
+            // A table came or went since it was looked for.
+            Err((Errno::EEXIST | Errno::ENOENT, _)) if rounds < ROUNDS => (),
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sends a transaction. The outer error is one of the socket, the inner one, with
+/// its number, the kernel's refusal of the whole.
+fn commit(
+    socket: Socket,
+    transaction: Transaction<'_>,
+) -> Result<Result<(), (Errno, NetlinkError)>, NetlinkError> {
+    let Transaction { batch, steps, .. } = transaction;
+    let refused = socket.transact(batch)?;
+    Ok(refused.map_err(|rejected| {
+        let Rejected { message, errno, detail } = rejected;
+        let step = message.and_then(|n| steps.get(n));
+        let object = step.map_or_else(|| "nf_tables batch".to_owned(), ToString::to_string);
+        let refused = NetlinkError::Refused { object, detail, source: errno };
+        (errno, refused)
+    }))
+}
+
+fn delete_table(name: String) -> Result<(), BackendError> {
+    let tables = [name];
+    let nothing = Ruleset::default();
+    let transaction = Transaction::new(&tables, &nothing)?;
+    match commit(Socket::open(Protocol::Netfilter)?, transaction)? {
+        // Gone is what was wanted.
+        Ok(()) | Err((Errno::ENOENT, _)) => Ok(()),
+        Err((_, error)) => Err(error.into()),
+    }
+}

@@ -1,0 +1,46 @@
+//! Rules that Istio wrote with iptables, which live beside ours and are invisible
+//! in our tables.
+
+use super::kernel;
+use crate::backend::BackendError;
+use crate::netlink::{Protocol, Socket};
+
+/// What of iptables is in a namespace. Each line names its object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Residue {
+    /// Chains named `ISTIO_...` that iptables-nft made: `ip nat ISTIO_OUTPUT`.
+    pub nft_chains: Vec<String>,
+    /// Tables that iptables-legacy has in use, as `ip nat`. Their rules are seen
+    /// by iptables-legacy only: one may be there without a rule of Istio's.
+    pub legacy_tables: Vec<String>,
+}
+
+impl Residue {
+    /// True when iptables was not used here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nft_chains.is_empty() && self.legacy_tables.is_empty()
+    }
+}
+
+/// Looks for iptables in the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel cannot be asked for nf_tables chains.
+pub fn iptables_residue() -> Result<Residue, BackendError> {
+    let mut socket = Socket::open(Protocol::Netfilter)?;
+    let nft_chains = kernel::compat_chains(&mut socket, "ISTIO_")?
+        .into_iter()
+        .map(|(family, table, chain)| format!("{family} {table} {chain}"))
+        .collect();
+    let mut legacy_tables = Vec::new();
+    for (family, path) in [
+        ("ip", "/proc/thread-self/net/ip_tables_names"),
+        ("ip6", "/proc/thread-self/net/ip6_tables_names"),
+    ] {
+        // Not there: the kernel has no legacy iptables at all.
+        let names = std::fs::read_to_string(path).unwrap_or_default();
+        legacy_tables.extend(names.lines().map(|table| format!("{family} {table}")));
+    }
+    Ok(Residue { nft_chains, legacy_tables })
+}

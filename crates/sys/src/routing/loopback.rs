@@ -1,0 +1,77 @@
+//! The interface `lo`: that it is up, and addresses on it.
+
+use super::address::{list, malformed};
+use super::{LOOPBACK, NLM_F_CREATE, NLM_F_EXCL, address_family, address_name, write};
+use crate::backend::BackendError;
+use crate::netlink::{NetlinkError, Protocol, Socket};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
+use nix::errno::Errno;
+use redirect::net::Cidr;
+
+/// Brings `lo` up. True when it was down.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses.
+pub fn bring_loopback_up() -> Result<bool, BackendError> {
+    Ok(up(&mut Socket::open(Protocol::Route)?)?)
+}
+
+fn header() -> LinkHeader {
+    LinkHeader { index: LOOPBACK, ..LinkHeader::default() }
+}
+
+pub(super) fn is_up(socket: &mut Socket) -> Result<bool, NetlinkError> {
+    const OBJECT: &str = "get link lo";
+    let replies = socket.get(OBJECT, libc::RTM_GETLINK, |b| write(b, &header()))?;
+    let replies = replies.ok_or_else(|| malformed(OBJECT))?;
+    let (_, body) = replies.iter().next().ok_or_else(|| malformed(OBJECT))?;
+    let found = LinkHeader::parse(body).map_err(|_| malformed(OBJECT))?;
+    Ok(found.flags.contains(LinkFlags::Up))
+}
+
+pub(super) fn up(socket: &mut Socket) -> Result<bool, NetlinkError> {
+    if is_up(socket)? {
+        return Ok(false);
+    }
+    let mut header = header();
+    header.flags = LinkFlags::Up;
+    header.change_mask = LinkFlags::Up;
+    let object = || "set link lo up".to_owned();
+    socket.request(object, libc::RTM_NEWLINK, 0, |b| write(b, &header))?;
+    Ok(true)
+}
+
+pub(super) fn has(socket: &mut Socket, cidr: &Cidr) -> Result<bool, NetlinkError> {
+    Ok(list(socket)?.iter().any(|found| {
+        (found.index, found.addr, found.prefix_len) == (LOOPBACK, cidr.addr(), cidr.prefix_len())
+    }))
+}
+
+pub(super) fn add(socket: &mut Socket, cidr: &Cidr) -> Result<(), NetlinkError> {
+    let object = || format!("add {}", address_name(cidr));
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let added = socket.request(object, libc::RTM_NEWADDR, flags, |b| write(b, &message(cidr)));
+    match added {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+pub(super) fn delete(socket: &mut Socket, cidr: &Cidr) -> Result<(), NetlinkError> {
+    if !has(socket, cidr)? {
+        return Ok(());
+    }
+    let object = || format!("delete {}", address_name(cidr));
+    socket.request(object, libc::RTM_DELADDR, 0, |b| write(b, &message(cidr)))
+}
+
+fn message(cidr: &Cidr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(cidr.family());
+    message.header.prefix_len = cidr.prefix_len();
+    message.header.index = LOOPBACK;
+    message.attributes =
+        vec![AddressAttribute::Local(cidr.addr()), AddressAttribute::Address(cidr.addr())];
+    message
+}

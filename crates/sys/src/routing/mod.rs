@@ -1,0 +1,199 @@
+//! Addresses, policy rules and routes of the calling thread's namespace, over
+//! rtnetlink.
+//!
+//! Everything is looked for before it is added. The kernel takes the same `ip
+//! rule` twice (each gets a priority of its own), and upstream's second
+//! programming run of a TPROXY pod fails on what is there already.
+
+mod address;
+mod loopback;
+mod policy;
+
+#[cfg(test)]
+mod tests;
+
+pub use address::{Address, addresses, interface_addresses, interface_names, route_exists};
+pub use loopback::bring_loopback_up;
+
+use crate::backend::BackendError;
+use crate::netlink::{Buffer, NetlinkError, Protocol, Socket};
+use netlink_packet_core::Emitable;
+use nix::errno::Errno;
+use redirect::desired::{MarkRoute, Routing};
+use redirect::net::{Cidr, Family};
+use redirect::plan::{TPROXY_MARK, TPROXY_TABLE};
+use std::net::{IpAddr, Ipv6Addr};
+
+/// Index of `lo`, in every network namespace (LOOPBACK_IFINDEX).
+const LOOPBACK: u32 = 1;
+
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+
+/// Makes `want` hold, and `lo` be up when anything is wanted. True when something
+/// had to be changed.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses;
+/// [`BackendError::Ipv6Disabled`] when IPv6 is wanted where it is switched off.
+pub fn ensure(want: &Routing) -> Result<bool, BackendError> {
+    if want.loopback.is_empty() && want.marks.is_empty() {
+        return Ok(false);
+    }
+    let mut socket = Socket::open(Protocol::Route)?;
+    let mut changed = loopback::up(&mut socket)?;
+    for cidr in &want.loopback {
+        if !loopback::has(&mut socket, cidr)? {
+            changed |= add(loopback::add(&mut socket, cidr), cidr.family())?;
+        }
+    }
+    for mark in &want.marks {
+        if !policy::has_rule(&mut socket, mark)? {
+            changed |= add(policy::add_rule(&mut socket, mark), mark.family)?;
+        }
+        if !policy::has_route(&mut socket, mark)? {
+            changed |= add(policy::add_route(&mut socket, mark), mark.family)?;
+        }
+    }
+    Ok(changed)
+}
+
+/// What of `want` is not there, in lines for people.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn missing(want: &Routing) -> Result<Vec<String>, BackendError> {
+    let mut lines = Vec::new();
+    if want.loopback.is_empty() && want.marks.is_empty() {
+        return Ok(lines);
+    }
+    let mut socket = Socket::open(Protocol::Route)?;
+    if !loopback::is_up(&mut socket)? {
+        lines.push("link lo up".to_owned());
+    }
+    for cidr in &want.loopback {
+        if !loopback::has(&mut socket, cidr)? {
+            lines.push(address_name(cidr));
+        }
+    }
+    for mark in &want.marks {
+        if !policy::has_rule(&mut socket, mark)? {
+            lines.push(rule_name(mark));
+        }
+        if !policy::has_route(&mut socket, mark)? {
+            lines.push(route_name(mark));
+        }
+    }
+    Ok(lines)
+}
+
+/// Removes what is there of `routing`; goes on past errors.
+///
+/// # Errors
+/// All that went wrong.
+pub fn remove(routing: &Routing) -> Result<(), Vec<BackendError>> {
+    let mut socket = match Socket::open(Protocol::Route) {
+        Ok(socket) => socket,
+        Err(error) => return Err(vec![error.into()]),
+    };
+    let mut errors = Vec::new();
+    let mut note = |result: Result<(), NetlinkError>| {
+        if let Err(error) = result {
+            errors.push(error.into());
+        }
+    };
+    for mark in &routing.marks {
+        note(policy::delete_rules(&mut socket, mark));
+        note(policy::delete_routes(&mut socket, mark));
+    }
+    for cidr in &routing.loopback {
+        note(loopback::delete(&mut socket, cidr));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// All that a sidecar's plan, ours or Istio's, can have added (reference 3.5).
+#[must_use]
+pub fn everything() -> Routing {
+    let mark = |family| MarkRoute { family, mark: TPROXY_MARK, table: TPROXY_TABLE };
+    Routing {
+        loopback: vec![Cidr::host(IpAddr::V6(Ipv6Addr::from_bits(6)))],
+        marks: vec![mark(Family::V4), mark(Family::V6)],
+    }
+}
+
+/// True when it was added; false when somebody else was faster.
+fn add(result: Result<(), NetlinkError>, family: Family) -> Result<bool, BackendError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(NetlinkError::Refused {
+            object,
+            source: Errno::EACCES | Errno::EPERM | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT,
+            ..
+        }) if family == Family::V6
+            && let Some(sysctl) = ipv6_switch() =>
+        {
+            Err(BackendError::Ipv6Disabled { object, sysctl })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The setting that switches IPv6 off on `lo`, if one does.
+fn ipv6_switch() -> Option<&'static str> {
+    // /proc/sys/net shows the namespace of the thread that looks.
+    let switches = [
+        ("net.ipv6.conf.all.disable_ipv6", "/proc/sys/net/ipv6/conf/all/disable_ipv6"),
+        ("net.ipv6.conf.lo.disable_ipv6", "/proc/sys/net/ipv6/conf/lo/disable_ipv6"),
+    ];
+    let off = |path: &str| std::fs::read_to_string(path).is_ok_and(|value| value.trim() != "0");
+    switches.into_iter().find(|(_, path)| off(path)).map(|(name, _)| name)
+}
+
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip -6",
+    }
+}
+
+fn address_name(cidr: &Cidr) -> String {
+    format!("address {cidr} dev lo")
+}
+
+fn rule_name(mark: &MarkRoute) -> String {
+    let MarkRoute { family, mark, table } = mark;
+    format!("{} rule fwmark {mark} lookup {table}", ip(*family))
+}
+
+fn route_name(mark: &MarkRoute) -> String {
+    let MarkRoute { family, table, .. } = mark;
+    format!("{} route local default dev lo table {table}", ip(*family))
+}
+
+/// The number that the header of a message has room for; the attribute tells all
+/// of it.
+fn header_table(table: u32) -> u8 {
+    u8::try_from(table).unwrap_or(libc::RT_TABLE_COMPAT)
+}
+
+fn write(buffer: &mut Buffer, message: &impl Emitable) {
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    buffer.raw(&bytes);
+}
+
+fn address_family(family: Family) -> netlink_packet_route::AddressFamily {
+    match family {
+        Family::V4 => netlink_packet_route::AddressFamily::Inet,
+        Family::V6 => netlink_packet_route::AddressFamily::Inet6,
+    }
+}
+
+fn family_of(family: netlink_packet_route::AddressFamily) -> Option<Family> {
+    match family {
+        netlink_packet_route::AddressFamily::Inet => Some(Family::V4),
+        netlink_packet_route::AddressFamily::Inet6 => Some(Family::V6),
+        _ => None,
+    }
+}
