@@ -12,6 +12,7 @@ pub mod agent;
 pub mod cluster;
 pub mod conformance;
 pub mod lab;
+pub mod listing;
 pub mod matrix;
 pub mod packet;
 pub mod process;

@@ -7,6 +7,7 @@ use crate::lab::neighbourhood::{self as hood, Neighbourhood};
 use crate::packet::{Attempt, Fates, Transport, send};
 use crate::process::{Identity, Running};
 use crate::programs::Programs;
+use crate::rules::route_marked;
 use crate::stand_in::StandIn;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -25,26 +26,56 @@ const OUT_TCP_PORTS: [u16; 6] = [53, 80, 5555, 15008, 15020, 32000];
 /// A neighbourhood with everybody at work.
 #[derive(Debug)]
 pub struct Stage {
+    facts: Facts,
+    programs: Programs,
+    servers: Vec<Running>,
     /// The namespaces.
     pub hood: Neighbourhood,
-    facts: Facts,
-    packet: std::path::PathBuf,
-    _servers: Vec<Running>,
 }
 
 impl Stage {
-    /// Builds the neighbourhood of a case; the pod has no rules yet.
+    /// Builds the neighbourhood of a case. The pod has no rules and no processes
+    /// yet, as when a container runtime asks its plugins.
     ///
     /// # Errors
-    /// When a namespace or a server cannot be had.
+    /// When a namespace cannot be had.
     pub fn set(
         scratch: &Arc<Scratch>,
         name: &str,
         facts: &Facts,
         programs: &Programs,
     ) -> Result<Self> {
-        let hood = Neighbourhood::create(scratch, name, facts.ipv6)?;
-        let stand_in = &programs.stand_in;
+        Ok(Self {
+            facts: facts.clone(),
+            programs: programs.clone(),
+            servers: Vec::new(),
+            hood: Neighbourhood::create(scratch, name)?,
+        })
+    }
+
+    /// Does what rules loaded by a tool leave to whoever loads them (reference
+    /// 3.5): `::6` on `lo`, and the routing of TPROXY. The agent does it itself.
+    ///
+    /// # Errors
+    /// When it is there already.
+    pub fn route(&self) -> Result<()> {
+        if self.facts.ipv6 {
+            let line = format!("addr add {}/128 dev lo nodad", hood::PASSTHROUGH_V6);
+            self.hood.pod.ip(&line)?;
+        }
+        if self.facts.tproxy {
+            route_marked(&self.hood.pod, self.facts.ipv6)?;
+        }
+        Ok(())
+    }
+
+    /// Starts everybody: proxy, application, world and virtual machine.
+    ///
+    /// # Errors
+    /// When one cannot listen.
+    pub fn populate(&mut self) -> Result<()> {
+        let (facts, hood) = (&self.facts, &self.hood);
+        let stand_in = &self.programs.stand_in;
         let proxy = Identity {
             uid: facts.uids.first().copied().unwrap_or(1337),
             gid: facts.gids.first().copied().unwrap_or(1337),
@@ -54,15 +85,15 @@ impl Stage {
         let mut outside = Neighbourhood::world_addresses();
         outside.extend(["172.16.77.1", "fd77::1", "10.88.0.1", "fd88::1"].map(ip));
         let world = StandIn::direct("world", &TCP_PORTS, datagrams(&outside));
-        let vm =
-            StandIn::direct("vm", &TCP_PORTS, datagrams(&[hood::VM_V4.into(), hood::VM_V6.into()]));
-        let servers = vec![
+        let vm = [hood::VM_V4.into(), hood::VM_V6.into()];
+        let vm = StandIn::direct("vm", &TCP_PORTS, datagrams(&vm));
+        self.servers = vec![
             StandIn::proxy(facts.tproxy).start(stand_in, &hood.pod, proxy)?,
             app.start(stand_in, &hood.pod, Identity::APP)?,
             world.start(stand_in, &hood.world, Identity::APP)?,
             vm.start(stand_in, &hood.vm, Identity::APP)?,
         ];
-        Ok(Self { hood, facts: facts.clone(), packet: programs.packet.clone(), _servers: servers })
+        Ok(())
     }
 
     /// Sends the whole matrix.
@@ -70,9 +101,11 @@ impl Stage {
     /// # Errors
     /// When it cannot be sent; what becomes of a packet is not an error.
     pub fn fates(&self) -> Result<Fates> {
-        let mut fates = send(self.hood.pod.program(&self.packet), &outbound(&self.facts))?;
-        fates.extend(send(self.hood.world.program(&self.packet), &inbound())?);
-        fates.extend(send(self.hood.vm.program(&self.packet), &from_vm())?);
+        let packet = &self.programs.packet;
+        let hood = &self.hood;
+        let mut fates = send(hood.pod.program(packet), &outbound(&self.facts))?;
+        fates.extend(send(hood.world.program(packet), &inbound())?);
+        fates.extend(send(hood.vm.program(packet), &from_vm())?);
         Ok(fates)
     }
 }

@@ -65,12 +65,11 @@ pub struct Neighbourhood {
 }
 
 impl Neighbourhood {
-    /// Builds it. `ipv6_rules` adds ::6 to the pod's `lo`, as agents do when they
-    /// capture IPv6 (reference 3.5).
+    /// Builds it.
     ///
     /// # Errors
     /// When a namespace or link cannot be made.
-    pub fn create(scratch: &Arc<Scratch>, name: &str, ipv6_rules: bool) -> Result<Self> {
+    pub fn create(scratch: &Arc<Scratch>, name: &str) -> Result<Self> {
         let made = Self {
             pod: Namespace::create(scratch, &format!("{name}-pod"))?,
             world: Namespace::create(scratch, &format!("{name}-world"))?,
@@ -79,7 +78,7 @@ impl Neighbourhood {
         made.pod.link("eth0", &made.world, "w0")?;
         made.pod.link("not-istio-nic", &made.world, "w1")?;
         made.pod.link("eth1", &made.vm, "v0")?;
-        made.number_pod(ipv6_rules)?;
+        made.number_pod()?;
         made.number_world()?;
         made.number_vm()?;
         for knob in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
@@ -88,8 +87,8 @@ impl Neighbourhood {
         Ok(made)
     }
 
-    fn number_pod(&self, ipv6_rules: bool) -> Result<()> {
-        let mut lines = format!(
+    fn number_pod(&self) -> Result<()> {
+        let lines = format!(
             "addr add {POD_V4}/24 dev eth0\n\
              addr add {POD_V6}/64 dev eth0 nodad\n\
              addr add {POD_NIC_V4}/24 dev not-istio-nic\n\
@@ -102,9 +101,6 @@ impl Neighbourhood {
              route add {NIC_V4}/32 via 10.88.0.1\n\
              route add {NIC_V6}/128 via fd88::1\n"
         );
-        if ipv6_rules {
-            lines.push_str(&format!("addr add {PASSTHROUGH_V6}/128 dev lo nodad\n"));
-        }
         self.pod.ip(&lines)
     }
 
