@@ -5,6 +5,7 @@
 //! and [`routing`] what is said over it.
 
 pub mod backend;
+pub mod iptables;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;

@@ -129,11 +129,7 @@ pub enum ProcessError {
 }
 
 fn said(stderr: &str) -> &str {
-    if stderr.is_empty() {
-        "it wrote no error message"
-    } else {
-        stderr
-    }
+    if stderr.is_empty() { "it wrote no error message" } else { stderr }
 }
 
 impl<'a> Command<'a> {
@@ -219,10 +215,8 @@ impl<'a> Command<'a> {
     /// ends with another status than 0.
     pub fn run(&self) -> Result<Output, ProcessError> {
         let deadline = Instant::now() + self.timeout;
-        let mut child = self.spawn().map_err(|source| ProcessError::Start {
-            argv: self.argv(),
-            source,
-        })?;
+        let mut child =
+            self.spawn().map_err(|source| ProcessError::Start { argv: self.argv(), source })?;
         let mut pipes = Pipes::of(&mut child, self.stdin);
         let ended = pipes.pump(&mut child, deadline);
         if !matches!(ended, Ok(Ended::Exit(_))) {
@@ -231,32 +225,21 @@ impl<'a> Command<'a> {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let stderr = String::from_utf8_lossy(&pipes.stderr_bytes)
-            .trim()
-            .to_owned();
+        let stderr = String::from_utf8_lossy(&pipes.stderr_bytes).trim().to_owned();
         match ended {
-            Ok(Ended::Exit(status)) if status.success() => Ok(Output {
-                stdout: pipes.stdout_bytes,
-                stderr,
-            }),
-            Ok(Ended::Exit(status)) => Err(ProcessError::Failed {
-                argv: self.argv(),
-                status: status.into(),
-                stderr,
-            }),
-            Ok(Ended::Late) => Err(ProcessError::TimedOut {
-                argv: self.argv(),
-                after: self.timeout,
-                stderr,
-            }),
-            Ok(Ended::TooMuch) => Err(ProcessError::TooMuchOutput {
-                argv: self.argv(),
-                limit: STDOUT_LIMIT,
-            }),
-            Err(source) => Err(ProcessError::Talk {
-                argv: self.argv(),
-                source,
-            }),
+            Ok(Ended::Exit(status)) if status.success() => {
+                Ok(Output { stdout: pipes.stdout_bytes, stderr })
+            }
+            Ok(Ended::Exit(status)) => {
+                Err(ProcessError::Failed { argv: self.argv(), status: status.into(), stderr })
+            }
+            Ok(Ended::Late) => {
+                Err(ProcessError::TimedOut { argv: self.argv(), after: self.timeout, stderr })
+            }
+            Ok(Ended::TooMuch) => {
+                Err(ProcessError::TooMuchOutput { argv: self.argv(), limit: STDOUT_LIMIT })
+            }
+            Err(source) => Err(ProcessError::Talk { argv: self.argv(), source }),
         }
     }
 
@@ -265,10 +248,7 @@ impl<'a> Command<'a> {
             let why = "want an absolute path";
             return Err(std::io::Error::new(ErrorKind::InvalidInput, why));
         }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the one place that starts a program"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "the one place that starts a program")]
         let mut command = std::process::Command::new(&self.program);
         command
             .args(&self.args)
@@ -301,11 +281,7 @@ fn become_root_of(fd: RawFd) -> std::io::Result<()> {
     unsafe {
         check(libc::setns(fd, libc::CLONE_NEWUSER).into())?;
         // The namespace may forbid setgroups(2); then there are none to drop.
-        match check(libc::syscall(
-            libc::SYS_setgroups,
-            0,
-            std::ptr::null::<libc::gid_t>(),
-        )) {
+        match check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())) {
             Ok(()) | Err(Errno::EPERM) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -374,11 +350,7 @@ impl<'a> Pipes<'a> {
 
     /// Waits until there is something to do, at most `left`.
     fn wait(&self, pidfd: Option<&OwnedFd>, left: Duration) -> std::io::Result<()> {
-        let step = if pidfd.is_some() {
-            left
-        } else {
-            left.min(STEP)
-        };
+        let step = if pidfd.is_some() { left } else { left.min(STEP) };
         let mut fds = Vec::with_capacity(4);
         if let Some(end) = &self.stdin {
             fds.push(PollFd::new(end.as_fd(), PollFlags::POLLOUT));

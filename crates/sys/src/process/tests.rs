@@ -22,19 +22,14 @@ fn passes_input_and_returns_output() {
 
 #[test]
 fn gives_no_environment_but_the_given_one() {
-    let output = Command::new("/usr/bin/env")
-        .env("XTABLES_LOCKFILE", "/proc/self/ns/net")
-        .run()
-        .unwrap();
+    let output =
+        Command::new("/usr/bin/env").env("XTABLES_LOCKFILE", "/proc/self/ns/net").run().unwrap();
     assert_eq!(output.stdout, b"XTABLES_LOCKFILE=/proc/self/ns/net\n");
 }
 
 #[test]
 fn arguments_are_no_shell_text() {
-    let output = Command::new("/bin/echo")
-        .args(["$(id)", "a b", ";", "'"])
-        .run()
-        .unwrap();
+    let output = Command::new("/bin/echo").args(["$(id)", "a b", ";", "'"]).run().unwrap();
     assert_eq!(output.stdout, b"$(id) a b ; '\n");
 }
 
@@ -46,20 +41,8 @@ fn an_error_says_what_ran_and_what_it_said() {
         "'/bin/sh -c echo '  line 3 failed ' >&2; exit 4': exit status 4: line 3 failed"
     );
     let err = sh("kill -9 $$").run().unwrap_err();
-    assert!(
-        matches!(
-            err,
-            ProcessError::Failed {
-                status: Status::Signal(9),
-                ..
-            }
-        ),
-        "{err}"
-    );
-    let err = Command::new("/nonexistent/tool")
-        .arg("-x")
-        .run()
-        .unwrap_err();
+    assert!(matches!(err, ProcessError::Failed { status: Status::Signal(9), .. }), "{err}");
+    let err = Command::new("/nonexistent/tool").arg("-x").run().unwrap_err();
     assert_eq!(err.to_string(), "start '/nonexistent/tool -x'");
 }
 
@@ -85,11 +68,7 @@ fn kills_and_reaps_what_does_not_end() {
     child.wait().unwrap();
 
     let err = command.run().unwrap_err();
-    assert!(
-        err.to_string()
-            .ends_with("killed after 200 ms without an end: slow"),
-        "{err}"
-    );
+    assert!(err.to_string().ends_with("killed after 200 ms without an end: slow"), "{err}");
     assert!(start.elapsed() < Duration::from_secs(10));
 }
 
@@ -99,10 +78,7 @@ fn leaves_no_process_behind() {
     fs::create_dir_all(&dir).unwrap();
     let file = dir.join("pid");
     let script = format!("echo $$ > {}; exec sleep 30", file.display());
-    sh(&script)
-        .timeout(Duration::from_millis(300))
-        .run()
-        .unwrap_err();
+    sh(&script).timeout(Duration::from_millis(300)).run().unwrap_err();
     let pid = fs::read_to_string(&file).unwrap();
     fs::remove_dir_all(&dir).unwrap();
     assert!(!exists(&pid), "{pid} is still there");
@@ -121,16 +97,7 @@ fn input_that_is_not_read_is_no_error_of_its_own() {
     let input = vec![b'x'; 1 << 20];
     Command::new("/bin/true").stdin(&input).run().unwrap();
     let err = Command::new("/bin/false").stdin(&input).run().unwrap_err();
-    assert!(
-        matches!(
-            err,
-            ProcessError::Failed {
-                status: Status::Exit(1),
-                ..
-            }
-        ),
-        "{err}"
-    );
+    assert!(matches!(err, ProcessError::Failed { status: Status::Exit(1), .. }), "{err}");
 }
 
 #[test]

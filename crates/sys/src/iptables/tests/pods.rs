@@ -1,0 +1,129 @@
+//! Namespaces of pods: which variant is in use there, the lock, user namespaces.
+
+use super::fixture::{
+    Lab, VARIANTS, basic, dump, families, load_istio, namespace, ours, rich, rules,
+};
+use crate::backend::Applied;
+use crate::iptables::Variant;
+use crate::netns::Netns;
+use nix::fcntl::{Flock, FlockArg};
+use redirect::net::Family;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+#[test]
+fn legacy_is_used_where_legacy_rules_are() {
+    let lab = Lab::both();
+    let plan = basic(true);
+    let ns = namespace();
+    lab.apply(&ns, &ours(&plan), None).unwrap();
+    assert_eq!(rules(&ns, Variant::Legacy, Family::V4), "");
+    assert_ne!(rules(&ns, Variant::Nft, Family::V4), "");
+
+    let ns = namespace();
+    load_istio(&ns, Variant::Legacy, &rich(true));
+    assert_eq!(lab.apply(&ns, &ours(&plan), None).unwrap(), Applied::Replaced);
+    assert_eq!(lab.observe(&ns, &ours(&plan)), "");
+    for family in families(&plan) {
+        assert_ne!(rules(&ns, Variant::Legacy, *family), "");
+        assert_eq!(rules(&ns, Variant::Nft, *family), "");
+    }
+}
+
+#[test]
+fn rules_of_the_other_variant_do_not_stay() {
+    let lab = Lab::both();
+    let plan = basic(true);
+    let ns = namespace();
+    load_istio(&ns, Variant::Legacy, &plan);
+    load_istio(&ns, Variant::Nft, &rich(true));
+    assert_eq!(lab.apply(&ns, &ours(&plan), None).unwrap(), Applied::Replaced);
+    assert_eq!(rules(&ns, Variant::Nft, Family::V4), "");
+    assert_eq!(rules(&ns, Variant::Nft, Family::V6), "");
+    assert_eq!(lab.observe(&ns, &ours(&plan)), "");
+    assert_eq!(lab.apply(&ns, &ours(&plan), None).unwrap(), Applied::Unchanged);
+
+    load_istio(&ns, Variant::Nft, &plan);
+    lab.remove(&ns).unwrap();
+    for variant in VARIANTS {
+        assert_eq!(rules(&ns, variant, Family::V4), "");
+        assert_eq!(rules(&ns, variant, Family::V6), "");
+    }
+}
+
+#[test]
+fn the_lock_is_the_namespaces_own() {
+    let lab = Lab::new(Variant::Legacy);
+    let want = ours(&basic(false));
+    let (held, free) = (namespace(), namespace());
+    let file = File::from(held.as_fd().try_clone_to_owned().unwrap());
+    let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let waiting =
+            scope.spawn(|| lab.apply(&held, &want, None).map(|done| (done, Instant::now())));
+        std::thread::sleep(Duration::from_millis(300));
+        lab.apply(&free, &want, None).unwrap();
+        let elsewhere = Instant::now();
+        assert!(!waiting.is_finished(), "a writer that does not mind the lock");
+        drop(lock);
+        let (done, here) = waiting.join().unwrap().unwrap();
+        assert_eq!(done, Applied::Created);
+        assert!(elsewhere < here);
+    });
+}
+
+/// A process in a user namespace of its own, with a network namespace in it.
+struct Sandbox {
+    child: Child,
+    ns: Netns,
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn user_namespace() -> Sandbox {
+    #[expect(clippy::disallowed_methods, reason = "a process that stays, as a pod's does")]
+    let mut child = std::process::Command::new("/usr/bin/unshare")
+        .args(["--user", "--net", "/bin/sh", "-c", "echo ready; exec sleep 60"])
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut ready).unwrap();
+    let proc = format!("/proc/{}", child.id());
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("{proc}/{map}"), "0 100000 65536").unwrap();
+    }
+    let ns = Netns::open(format!("{proc}/ns/net").as_ref()).unwrap();
+    Sandbox { child, ns }
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_is_programmed() {
+    for variant in VARIANTS {
+        let lab = Lab::new(variant);
+        let plan = rich(true);
+        let sandbox = user_namespace();
+        let ns = &sandbox.ns;
+        assert_eq!(lab.apply(ns, &ours(&plan), None).unwrap(), Applied::Created, "{variant}");
+        assert_eq!(lab.observe(ns, &ours(&plan)), "");
+        assert!(dump(ns, variant, Family::V4).contains("--uid-owner 1337"));
+        assert_eq!(lab.apply(ns, &ours(&plan), None).unwrap(), Applied::Unchanged);
+        let applied = lab.apply(ns, &ours(&basic(true)), None).unwrap();
+        assert_eq!(applied, Applied::Replaced);
+        assert_eq!(lab.observe(ns, &ours(&basic(true))), "");
+        lab.remove(ns).unwrap();
+        for family in [Family::V4, Family::V6] {
+            assert_eq!(rules(ns, variant, family), "", "{variant}");
+        }
+    }
+}
