@@ -120,14 +120,24 @@ impl Added {
     /// # Errors
     /// When the result is not JSON or has none.
     pub fn addresses(&self) -> Result<Vec<std::net::IpAddr>> {
-        let result: Value = serde_json::from_str(self.last())?;
-        let ips = result.get("ips").and_then(Value::as_array).context("result without ips")?;
-        let address = |ip: &Value| -> Result<std::net::IpAddr> {
-            let text = ip.get("address").and_then(Value::as_str).context("ip without address")?;
-            Ok(text.split('/').next().unwrap_or_default().parse()?)
+        let result: WithIps = serde_json::from_str(self.last()).context("the chain's result")?;
+        let address = |ip: &WithAddress| {
+            let text = ip.address.split('/').next().unwrap_or_default();
+            text.parse().with_context(|| format!("address {}", ip.address))
         };
-        ips.iter().map(address).collect()
+        result.ips.iter().map(address).collect()
     }
+}
+
+/// What of a result the lab reads. The rest may be anything.
+#[derive(Deserialize)]
+struct WithIps {
+    ips: Vec<WithAddress>,
+}
+
+#[derive(Deserialize)]
+struct WithAddress {
+    address: String,
 }
 
 /// What libcni keeps of an attachment, in its own words.
