@@ -46,6 +46,10 @@ fn a_panic_in_del_is_success_without_a_result() {
 }
 
 fn index_out_of_bounds(quiet: bool) {
+    // Not for `--include-ignored`: it ends the process.
+    if !std::env::args().any(|argument| argument == "--exact") {
+        return;
+    }
     install(quiet);
     let empty: Vec<u8> = std::hint::black_box(Vec::new());
     let index = std::hint::black_box(7);

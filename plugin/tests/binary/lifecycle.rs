@@ -175,6 +175,13 @@ fn gc_passes_the_attachments_on() {
 }
 
 #[test]
+fn gc_needs_a_path_as_the_specification_says() {
+    let outcome = bare("GC", config("1.1.0", "/nonexistent", "")).set("CNI_PATH", "").run();
+    let (msg, _) = outcome.failure(code::INVALID_ENVIRONMENT);
+    assert!(msg.ends_with(": CNI_PATH"), "{msg}");
+}
+
+#[test]
 fn gc_refuses_a_list_that_is_none() {
     for list in ["7", "{}", r#"[{"containerID":"a"}]"#, r#"["a"]"#] {
         let fake = answer("200 OK", DONE);

@@ -5,6 +5,7 @@
 
 mod add;
 mod agent;
+mod differential;
 mod environment;
 mod lifecycle;
 mod stand;

@@ -60,13 +60,14 @@ impl Command {
     }
 
     /// Whether the variable must be there and not empty. GC and STATUS are not
-    /// about one container; `CNI_PATH` is asked for where libcni asks for it,
-    /// although nothing is ever looked up in it.
+    /// about one container. The specification wants `CNI_PATH` for GC and
+    /// libcni for ADD, CHECK and DEL, although nothing is ever looked up in it.
     const fn needs(self, variable: Variable) -> bool {
         match self {
             Self::Add | Self::Check => true,
             Self::Del => !matches!(variable, Variable::Netns),
-            Self::Status | Self::Gc | Self::Version => false,
+            Self::Gc => matches!(variable, Variable::Path),
+            Self::Status | Self::Version => false,
         }
     }
 }

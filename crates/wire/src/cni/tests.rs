@@ -21,7 +21,7 @@ fn each_command_has_its_variables() {
         (Command::Check, 4),
         (Command::Del, 3),
         (Command::Status, 0),
-        (Command::Gc, 0),
+        (Command::Gc, 1),
         (Command::Version, 0),
     ] {
         let error = environment(command, &[]).err();
@@ -34,7 +34,11 @@ fn each_command_has_its_variables() {
 fn values_that_a_command_does_not_need_are_not_looked_at() {
     // podman's VERSION and containerd's STATUS.
     for command in [Command::Version, Command::Status, Command::Gc] {
-        environment(command, &[("CNI_IFNAME", "a/b"), ("CNI_CONTAINERID", "../x")]).unwrap();
+        environment(
+            command,
+            &[("CNI_IFNAME", "a/b"), ("CNI_CONTAINERID", "../x"), ("CNI_PATH", "/x")],
+        )
+        .unwrap();
     }
 }
 

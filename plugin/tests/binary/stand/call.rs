@@ -15,7 +15,7 @@ pub(crate) struct Call {
     environment: Vec<(String, String)>,
     stdin: Vec<u8>,
     close_stdin: bool,
-    wrapper: Vec<String>,
+    program: Vec<String>,
 }
 
 /// What it did.
@@ -42,7 +42,12 @@ impl Call {
         ]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .to_vec();
-        Self { environment, stdin: stdin.into(), close_stdin: true, wrapper: Vec::new() }
+        Self {
+            environment,
+            stdin: stdin.into(),
+            close_stdin: true,
+            program: vec![env!("CARGO_BIN_EXE_istio-cni").to_owned()],
+        }
     }
 
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
@@ -64,14 +69,19 @@ impl Call {
 
     /// Runs under another program.
     pub(crate) fn under(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(|&s| s.to_owned()).collect();
+        self.program.splice(0..0, wrapper.iter().map(|&s| s.to_owned()));
+        self
+    }
+
+    /// Runs another program.
+    pub(crate) fn instead(mut self, program: Vec<String>) -> Self {
+        self.program = program;
         self
     }
 
     #[expect(clippy::disallowed_methods, reason = "the tests' one place that executes the plugin")]
     pub(crate) fn run(self) -> Outcome {
-        let plugin = env!("CARGO_BIN_EXE_istio-cni").to_owned();
-        let argv: Vec<String> = self.wrapper.into_iter().chain([plugin]).collect();
+        let argv = self.program;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let started = Instant::now();
         let mut child = Command::new(&argv[0])
