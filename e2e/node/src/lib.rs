@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod cluster;
 pub mod conformance;
+pub mod envoy;
 pub mod lab;
 pub mod listing;
 pub mod matrix;
@@ -20,3 +21,4 @@ pub mod programs;
 pub mod rules;
 pub mod runtime;
 pub mod stand_in;
+pub mod validation;

@@ -69,6 +69,18 @@ impl Stage {
         Ok(())
     }
 
+    /// [`Self::populate`] before there are rules: nothing may depend on them.
+    ///
+    /// # Errors
+    /// When one cannot listen.
+    pub fn populate_early(&mut self) -> Result<()> {
+        let facts = Facts { ipv6: false, ..self.facts.clone() };
+        let facts = std::mem::replace(&mut self.facts, facts);
+        let done = self.populate();
+        self.facts = facts;
+        done
+    }
+
     /// Starts everybody: proxy, application, world and virtual machine.
     ///
     /// # Errors

@@ -37,7 +37,9 @@ impl Identity {
         Self { net_admin: true, ..self }
     }
 
-    fn setpriv(self) -> Vec<OsString> {
+    /// Options of `setpriv` that make a program this one's.
+    #[must_use]
+    pub fn options(self) -> Vec<OsString> {
         let mut argv = vec![
             format!("--reuid={}", self.uid),
             format!("--regid={}", self.gid),
@@ -55,6 +57,8 @@ impl Identity {
 /// A program that is about to run.
 #[derive(Debug)]
 pub struct Program<'a> {
+    /// What runs the rest, whoever that is: `nsenter`.
+    wrapper: Vec<OsString>,
     argv: Vec<OsString>,
     env: Vec<(String, OsString)>,
     clear_env: bool,
@@ -101,6 +105,7 @@ impl<'a> Program<'a> {
     /// A program by path or by name in PATH.
     pub fn new(program: impl Into<OsString>) -> Self {
         Self {
+            wrapper: Vec::new(),
             argv: vec![program.into()],
             env: Vec::new(),
             clear_env: false,
@@ -145,11 +150,20 @@ impl<'a> Program<'a> {
         self
     }
 
+    /// Runs it in the user namespace of a process, as its root. The network
+    /// namespace stays what [`Self::within`] says.
+    #[must_use]
+    pub fn in_user_namespace_of(mut self, pid: u32) -> Self {
+        let words = ["nsenter".to_owned(), format!("--user=/proc/{pid}/ns/user"), "--".to_owned()];
+        self.wrapper = words.into_iter().map(OsString::from).collect();
+        self
+    }
+
     /// Runs it as somebody else.
     #[must_use]
     pub fn as_user(mut self, identity: Identity) -> Self {
         let mut argv = vec![OsString::from("setpriv")];
-        argv.extend(identity.setpriv());
+        argv.extend(identity.options());
         argv.append(&mut self.argv);
         self.argv = argv;
         self
@@ -223,7 +237,8 @@ impl<'a> Program<'a> {
     }
 
     fn spawn(&self, stderr: Stdio) -> Result<Child> {
-        let (program, args) = self.argv.split_first().context("no program named")?;
+        let mut words = self.wrapper.iter().chain(&self.argv);
+        let program = words.next().context("no program named")?;
         #[expect(
             clippy::disallowed_methods,
             reason = "the one place of the end-to-end suite that starts processes"
@@ -233,7 +248,7 @@ impl<'a> Program<'a> {
             command.env_clear();
         }
         command
-            .args(args)
+            .args(words)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -65,7 +65,21 @@ impl Script {
                 }
             });
         }
-        let source = match case.kind {
+        Self::printed(case.kind, file, form, tool, programs).map(Some)
+    }
+
+    /// What `sluice rules` prints for a file.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn printed(
+        kind: Kind,
+        file: &Path,
+        form: Form,
+        tool: Tool,
+        programs: &Programs,
+    ) -> Result<Self> {
+        let source = match kind {
             Kind::Sidecar => "--case",
             Kind::Pod => "--pod",
         };
@@ -79,12 +93,12 @@ impl Script {
             }
             program.check()
         };
-        Ok(Some(match tool {
+        Ok(match tool {
             Tool::Nft => Self::Nft(print("nft")?),
             Tool::Iptables | Tool::Legacy => {
                 Self::Restore { v4: print("iptables")?, v6: print("ip6tables")? }
             }
-        }))
+        })
     }
 
     /// Loads it into a namespace.

@@ -132,17 +132,17 @@ fn dual_stack(backend: &str, mode: &str) {
     let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
     let manifest = sidecar_pod(NAMESPACE, "dual", &annotations(mode), &[DUAL, DNS]);
     let pod = cluster.run_pod(&manifest).unwrap();
-    let _servers = serve(&cluster, &pod, mode == "TPROXY");
-    assert_fates(&cluster, &pod, captured_v4(&pod));
-    assert_fates(&cluster, &pod, captured_v6(&pod));
-    assert_fates(&cluster, &pod, captured_dns());
-
     let runtime = cluster.runtime();
     runtime.check(&cluster.list, &pod.attachment).unwrap();
     // Again, as a runtime does that lost the answer: nothing changes, nothing fails.
     again(&cluster, &pod).unwrap();
     runtime.check(&cluster.list, &pod.attachment).unwrap();
+
+    let servers = serve(&cluster, &pod, mode == "TPROXY");
     assert_fates(&cluster, &pod, captured_v4(&pod));
+    assert_fates(&cluster, &pod, captured_v6(&pod));
+    assert_fates(&cluster, &pod, captured_dns());
+    drop(servers);
 
     sabotage(&pod, backend);
     let err = runtime.check(&cluster.list, &pod.attachment).unwrap_err();
@@ -150,6 +150,7 @@ fn dual_stack(backend: &str, mode: &str) {
     // ADD repairs what CHECK found.
     again(&cluster, &pod).unwrap();
     runtime.check(&cluster.list, &pod.attachment).unwrap();
+    let _servers = serve(&cluster, &pod, mode == "TPROXY");
     assert_fates(&cluster, &pod, captured_v4(&pod));
     assert_fates(&cluster, &pod, captured_v6(&pod));
 

@@ -1,7 +1,7 @@
 //! A network namespace with a path, as a container runtime makes it.
 
 use super::Scratch;
-use crate::process::{self, Program};
+use crate::process::{self, Program, Running};
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,12 +9,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use sys::netns::Netns;
 
+/// What a pod's own root is outside of its user namespace.
+pub const FIRST_ID: u32 = 100_000;
+
 /// A namespace bound to a path of the run's private directory.
 #[derive(Debug)]
 pub struct Namespace {
     netns: Netns,
     path: PathBuf,
     scratch: Arc<Scratch>,
+    /// First process of the user namespace that owns it, if that is not ours.
+    owner: Option<Running>,
 }
 
 impl Namespace {
@@ -27,18 +32,36 @@ impl Namespace {
         Self::bind(scratch, name, Netns::create()?)
     }
 
-    /// Binds a namespace that somebody else made.
+    /// One that belongs to a user namespace of its own, as the pod of a
+    /// `hostUsers: false` does: its root is [`FIRST_ID`] outside.
     ///
     /// # Errors
-    /// When it cannot be bound.
-    pub fn bind(scratch: &Arc<Scratch>, name: &str, netns: Netns) -> Result<Self> {
+    /// When either namespace cannot be made.
+    pub fn create_with_users(scratch: &Arc<Scratch>, name: &str) -> Result<Self> {
+        let mut owner = Program::new("unshare").args(["--user", "--net", "sh", "-c"]);
+        owner = owner.arg("echo ready; exec cat >/dev/null");
+        let mut owner = owner.start()?;
+        owner.wait_ready()?;
+        let process = PathBuf::from(format!("/proc/{}", owner.pid()));
+        for file in ["uid_map", "gid_map"] {
+            let path = process.join(file);
+            std::fs::write(&path, format!("0 {FIRST_ID} 65536\n"))
+                .with_context(|| format!("write {}", path.display()))?;
+        }
+        let netns = Netns::open(&process.join("ns/net"))?;
+        let mut namespace = Self::bind(scratch, name, netns)?;
+        namespace.owner = Some(owner);
+        Ok(namespace)
+    }
+
+    fn bind(scratch: &Arc<Scratch>, name: &str, netns: Netns) -> Result<Self> {
         let path = scratch.path().join("netns").join(name);
         std::fs::write(&path, "").with_context(|| format!("make {}", path.display()))?;
         let source = format!("/proc/self/fd/{}", netns.as_fd().as_raw_fd());
         let none: Option<&str> = None;
         mount(Some(source.as_str()), &path, none, MsFlags::MS_BIND, none)
             .with_context(|| format!("bind a namespace to {}", path.display()))?;
-        let namespace = Self { netns, path, scratch: Arc::clone(scratch) };
+        let namespace = Self { netns, path, scratch: Arc::clone(scratch), owner: None };
         for (knob, value) in [
             ("ipv6/conf/all/accept_dad", "0"),
             ("ipv6/conf/default/accept_dad", "0"),
@@ -93,9 +116,13 @@ impl Namespace {
         process::load(&self.netns, argv, script)
     }
 
-    /// A program that is to run in it.
+    /// A program that is to run in it, among its users.
     pub fn program(&self, program: impl Into<std::ffi::OsString>) -> Program<'_> {
-        Program::new(program).within(&self.netns)
+        let program = Program::new(program).within(&self.netns);
+        match &self.owner {
+            Some(owner) => program.in_user_namespace_of(owner.pid()),
+            None => program,
+        }
     }
 
     /// Writes under /proc/sys/net of it.

@@ -15,6 +15,9 @@ pub const RESOLVER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
 /// See [`RESOLVER_V4`].
 pub const RESOLVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, 0x53);
 
+const WORLD_V4: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+const WORLD_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
+
 /// A node and the world.
 #[derive(Debug)]
 pub struct Node {
@@ -53,7 +56,13 @@ impl Node {
         Ok(Self { host, world })
     }
 
-    /// The world's addresses.
+    /// Where the world's own connections come from.
+    #[must_use]
+    pub fn world_address(&self, ipv6: bool) -> IpAddr {
+        if ipv6 { WORLD_V6.into() } else { WORLD_V4.into() }
+    }
+
+    /// The addresses that the world serves.
     #[must_use]
     pub fn outside() -> [IpAddr; 4] {
         [OUTSIDE_V4.into(), RESOLVER_V4.into(), OUTSIDE_V6.into(), RESOLVER_V6.into()]
