@@ -37,9 +37,9 @@ fn pairs<'a>(saved: &'a Saved, wanted: &'a Wanted, also: Option<&'a Wanted>) -> 
 }
 
 /// How `saved` differs from `wanted`. Strangers' rules do not count.
-pub(super) fn diff(saved: &Saved, wanted: &Wanted, also: Option<&Wanted>, family: Family) -> Diff {
+pub(super) fn diff(saved: &Saved, wanted: &Wanted, family: Family) -> Diff {
     let mut diff = Diff::default();
-    for pair in pairs(saved, wanted, also) {
+    for pair in pairs(saved, wanted, None) {
         pair.compare(family, &mut diff);
     }
     diff
@@ -148,8 +148,13 @@ impl<'a> Pair<'a> {
         let _ = writeln!(text, "*{}", self.name);
         let own = self.wanted_chains().iter().filter(|chain| !chain.built_in);
         for chain in own.map(|chain| chain.name).chain(stale.iter().copied()) {
-            // Creates a chain that is not there and flushes one that is.
-            let _ = writeln!(text, ":{chain} - [0:0]");
+            if self.saved_chains().any(|name| name == chain) {
+                let _ = writeln!(text, ":{chain} - [0:0]");
+            } else {
+                // Fails, and with it the table, when somebody else was faster: a
+                // declaration would add our jumps to theirs.
+                let _ = writeln!(text, "-N {chain}");
+            }
         }
         for chain in self.saved_chains().filter(|name| !is_ours(name)) {
             for (rule, _) in self.saved_of(chain).filter(|(_, ours)| *ours) {

@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::spec::Spec;
-use super::wanted::{Wanted, WantedTable};
+use super::wanted::WantedTable;
 use std::collections::BTreeMap;
 
 /// Every chain with this prefix is Istio's or ours, whoever made it: names are
@@ -33,7 +33,7 @@ pub(super) struct SavedTable {
 }
 
 /// One rule.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct SavedRule {
     pub(super) chain: String,
     /// What follows `-A CHAIN`, as it was printed.
@@ -92,12 +92,20 @@ impl Saved {
         }
     }
 
-    /// True when a table has a chain or a rule of ours.
-    pub(super) fn has_ours(&self, wanted: &[&Wanted]) -> bool {
-        self.tables.iter().any(|(name, table)| {
-            let wanted: Vec<_> = wanted.iter().filter_map(|w| w.table(name)).collect();
+    /// Chains of ours and all rules of a table; one that is not there is equal to
+    /// an empty one, which a failed attempt may leave.
+    pub(super) fn content(&self, table: &str) -> (Vec<&str>, &[SavedRule]) {
+        let Some(table) = self.tables.get(table) else { return (Vec::new(), &[]) };
+        let chains = table.chains.iter().map(String::as_str);
+        (chains.filter(|chain| is_ours(chain)).collect(), &table.rules)
+    }
+
+    /// True when a table has a chain of ours, or a rule that is ours whatever is
+    /// wanted.
+    pub(super) fn has_ours(&self) -> bool {
+        self.tables.values().any(|table| {
             table.chains.iter().any(|chain| is_ours(chain))
-                || table.ours(&wanted).iter().any(|ours| *ours)
+                || table.ours(&[]).iter().any(|ours| *ours)
         })
     }
 }

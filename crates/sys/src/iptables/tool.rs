@@ -116,11 +116,11 @@ impl Tool {
         }
         match command.run() {
             Ok(_) => Ok(()),
-            Err(source) => Err(Error::Restore {
-                family: self.family,
-                line: refused_line(&source, text),
-                source,
-            }),
+            Err(source) => {
+                let (table, line) = refused(&source, text).unwrap_or_default();
+                let (table, line) = (table.to_owned(), line.to_owned());
+                Err(Error::Restore { family: self.family, table, line, source })
+            }
         }
     }
 
@@ -177,19 +177,18 @@ fn nft_tables(family: Family) -> Result<bool, crate::netlink::NetlinkError> {
     Ok(replies.iter().next().is_some())
 }
 
-/// The line of the input that a tool complains about: `line 15: RULE_APPEND
+/// Table and line of the input that a tool complains about: `line 15: RULE_APPEND
 /// failed`, `iptables-restore: line 20 failed`, `Error occurred at line: 3`.
-fn refused_line(error: &ProcessError, text: &str) -> String {
-    let ProcessError::Failed { stderr, .. } = error else {
-        return String::new();
-    };
+fn refused<'a>(error: &ProcessError, text: &'a str) -> Option<(&'a str, &'a str)> {
+    let ProcessError::Failed { stderr, .. } = error else { return None };
     let number = stderr.match_indices("line").find_map(|(at, word)| {
         let rest = stderr[at + word.len()..].trim_start_matches([':', ' ']);
         let end = rest.find(|c: char| !c.is_ascii_digit());
         rest[..end.unwrap_or(rest.len())].parse::<usize>().ok()
-    });
-    let line = number.and_then(|number| text.lines().nth(number.checked_sub(1)?));
-    line.unwrap_or_default().to_owned()
+    })?;
+    let line = text.lines().nth(number.checked_sub(1)?)?;
+    let tables = text.lines().take(number).filter_map(|line| line.strip_prefix('*'));
+    Some((tables.last()?, line))
 }
 
 #[cfg(test)]
@@ -230,9 +229,10 @@ mod tests {
             "iptables-restore: line 3 failed",
             "Error occurred at line: 3\nTry `iptables-restore -h'",
         ] {
-            assert_eq!(refused_line(&error(stderr), text), "-A A -j B", "{stderr}");
+            assert_eq!(refused(&error(stderr), text), Some(("nat", "-A A -j B")), "{stderr}");
         }
-        assert_eq!(refused_line(&error("line 9 failed"), text), "");
-        assert_eq!(refused_line(&error("no such thing"), text), "");
+        assert_eq!(refused(&error("line 9 failed"), text), None);
+        assert_eq!(refused(&error("line 0 failed"), text), None);
+        assert_eq!(refused(&error("no such thing"), text), None);
     }
 }

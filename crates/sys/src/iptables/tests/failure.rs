@@ -24,7 +24,7 @@ fn a_failure_of_the_second_family_takes_back_the_first() {
         break_ipv6(&lab, variant);
         let ns = namespace();
         let err = lab.apply(&ns, &ours(&rich(true)), None).unwrap_err();
-        assert!(err.to_string().starts_with("load IPv6 rules at ':ISTIO_"), "{err}");
+        assert!(err.to_string().starts_with("load IPv6 rules: table mangle, '-N ISTIO_"), "{err}");
         let cause = err.source().unwrap().to_string();
         assert!(cause.ends_with("line 3: CHAIN_ADD failed (Operation not supported)"), "{cause}");
         assert_eq!(rules(&ns, variant, Family::V4), "", "{variant}");

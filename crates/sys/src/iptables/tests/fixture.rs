@@ -34,11 +34,17 @@ impl Directory {
         Self(path)
     }
 
-    /// An executable that runs `lines`.
+    /// An executable that runs `lines`. Another process writes it: a child that
+    /// another test's thread forks meanwhile would hold our descriptor open for
+    /// writing, and exec would say "text file busy".
     pub(super) fn script(&self, name: &str, lines: &str) {
-        let path = self.0.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!("#!/bin/sh\n{lines}\n");
+        Command::new("/usr/bin/install")
+            .args(["-m", "755", "/dev/stdin"])
+            .arg(self.0.join(name))
+            .stdin(text.as_bytes())
+            .run()
+            .unwrap();
     }
 }
 

@@ -75,6 +75,41 @@ fn the_lock_is_the_namespaces_own() {
     });
 }
 
+#[test]
+fn writers_at_once_do_not_double_anything() {
+    for variant in VARIANTS {
+        let lab = Lab::new(variant);
+        let (first, second) = (rich(true), basic(true));
+        for plans in [[&first, &first], [&first, &second]] {
+            let ns = namespace();
+            let applied: Vec<_> = std::thread::scope(|scope| {
+                let writers: Vec<_> = (0..8)
+                    .map(|at| {
+                        let (lab, ns, plan) = (&lab, &ns, plans[at % 2]);
+                        scope.spawn(move || lab.apply(ns, &ours(plan), None))
+                    })
+                    .collect();
+                writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+            });
+            if plans[0] == plans[1] {
+                for result in applied {
+                    result.unwrap();
+                }
+            }
+            // Whoever was last: it is one of the two, whole.
+            let seen = plans.map(|plan| lab.observe(&ns, &ours(plan)));
+            let last = lab.apply(&ns, &ours(plans[0]), None).unwrap();
+            assert!(last == Applied::Replaced || seen[0].is_empty(), "{variant}: {seen:?}");
+            assert_eq!(lab.observe(&ns, &ours(plans[0])), "");
+            if plans[0] == plans[1] {
+                assert_eq!(last, Applied::Unchanged, "{variant}: {seen:?}");
+            }
+            lab.remove(&ns).unwrap();
+            assert_eq!(rules(&ns, variant, Family::V4), "", "{variant}");
+        }
+    }
+}
+
 /// A process in a user namespace of its own, with a network namespace in it.
 struct Sandbox {
     child: Child,
