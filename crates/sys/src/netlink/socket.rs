@@ -211,13 +211,13 @@ impl Socket {
         Err(NetlinkError::Interrupted { object: object.to_owned(), tries: LISTINGS })
     }
 
-    /// Asks for one object; `None` when there is no such object.
+    /// Asks for one object.
     pub(crate) fn get(
         &mut self,
         object: &str,
         kind: u16,
         body: impl FnOnce(&mut Buffer),
-    ) -> Result<Option<Replies>, NetlinkError> {
+    ) -> Result<Replies, NetlinkError> {
         self.start(kind, 0, body)?;
         let sequence = self.sequence;
         let mut replies = Replies::default();
@@ -234,8 +234,7 @@ impl Socket {
         })
         .map_err(|fault| fault.named(object.to_owned()))?;
         match refusal {
-            None => Ok(Some(replies)),
-            Some((Errno::ENOENT | Errno::ENETUNREACH | Errno::ESRCH, _)) => Ok(None),
+            None => Ok(replies),
             Some((source, detail)) => {
                 Err(NetlinkError::Refused { object: object.to_owned(), detail, source })
             }

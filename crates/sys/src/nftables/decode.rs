@@ -206,7 +206,15 @@ impl Rule<'_> {
             Value::Masked(value, mask) => compared_bits(value, mask, bytes, negated),
             _ => None,
         };
-        self.condition(statement?)
+        let statement = statement?;
+        if let Statement::Source(cidr) | Statement::Destination(Is::Eq(cidr) | Is::Not(cidr)) =
+            &statement
+            && !self.statements.contains(&Statement::Nfproto(cidr.family()))
+        {
+            // The same bytes are something else in the other family's header.
+            return None;
+        }
+        self.condition(statement)
     }
 
     fn lookup(&mut self, data: Fields<'_>) -> Option<()> {

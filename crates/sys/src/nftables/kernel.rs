@@ -55,15 +55,13 @@ pub(super) fn our_tables(socket: &mut Socket) -> Result<Vec<(String, u32)>, Netl
 pub(super) fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
     let object = "get nf_tables generation";
     let replies = socket.get(object, GETGEN, |b| b.raw(&nfgenmsg(NFPROTO_UNSPEC)))?;
-    replies
-        .and_then(|replies| {
-            let (_, body) = bodies(&replies, NEWGEN).next()?;
-            attribute(body, GEN_ID).and_then(be32)
-        })
-        .ok_or_else(|| NetlinkError::Malformed {
-            object: object.to_owned(),
-            what: "no generation in it",
-        })
+    let generation = bodies(&replies, NEWGEN)
+        .next()
+        .and_then(|(_, body)| attribute(body, GEN_ID).and_then(be32));
+    generation.ok_or_else(|| NetlinkError::Malformed {
+        object: object.to_owned(),
+        what: "no generation in it",
+    })
 }
 
 impl Picture {

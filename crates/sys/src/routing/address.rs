@@ -7,6 +7,7 @@ use netlink_packet_core::Parseable;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::LinkHeader;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use nix::errno::Errno;
 use redirect::net::Family;
 use std::net::IpAddr;
 
@@ -71,7 +72,7 @@ pub fn interface_names() -> Result<Vec<(u32, String)>, BackendError> {
 pub fn route_exists(to: IpAddr) -> Result<bool, BackendError> {
     let mut socket = Socket::open(Protocol::Route)?;
     let object = format!("get route to {to}");
-    let replies = socket.get(&object, libc::RTM_GETROUTE, |b| {
+    let answer = socket.get(&object, libc::RTM_GETROUTE, |b| {
         let mut message = RouteMessage::default();
         message.header.address_family = address_family(Family::of(to));
         message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
@@ -81,15 +82,31 @@ pub fn route_exists(to: IpAddr) -> Result<bool, BackendError> {
         };
         message.attributes.push(RouteAttribute::Destination(to));
         write(b, &message);
-    })?;
-    let Some(replies) = replies else {
-        return Ok(false);
+    });
+    let replies = match answer {
+        Ok(replies) => replies,
+        Err(error) if error.errno().is_some_and(is_no_route) => return Ok(false),
+        Err(error) => return Err(error.into()),
     };
     let (_, body) = replies.iter().next().ok_or_else(|| malformed(&object))?;
     let header =
         netlink_packet_route::route::RouteHeader::parse(body).map_err(|_| malformed(&object))?;
     // IPv6 answers with a route that refuses, instead of an error.
     Ok(matches!(header.kind, RouteType::Unicast | RouteType::Local))
+}
+
+/// Answers for: no route; the routes `unreachable`, `prohibit` and `blackhole`; and
+/// a kernel without IPv6.
+fn is_no_route(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENETUNREACH
+            | Errno::EHOSTUNREACH
+            | Errno::EACCES
+            | Errno::EINVAL
+            | Errno::EOPNOTSUPP
+            | Errno::EAFNOSUPPORT
+    )
 }
 
 pub(super) fn list(socket: &mut Socket) -> Result<Vec<Address>, NetlinkError> {

@@ -24,7 +24,6 @@ fn header() -> LinkHeader {
 pub(super) fn is_up(socket: &mut Socket) -> Result<bool, NetlinkError> {
     const OBJECT: &str = "get link lo";
     let replies = socket.get(OBJECT, libc::RTM_GETLINK, |b| write(b, &header()))?;
-    let replies = replies.ok_or_else(|| malformed(OBJECT))?;
     let (_, body) = replies.iter().next().ok_or_else(|| malformed(OBJECT))?;
     let found = LinkHeader::parse(body).map_err(|_| malformed(OBJECT))?;
     Ok(found.flags.contains(LinkFlags::Up))

@@ -18,13 +18,21 @@ use redirect::net::Family;
 const DUPLICATES: u32 = 64;
 
 pub(super) fn has_rule(socket: &mut Socket, want: &MarkRoute) -> Result<bool, NetlinkError> {
+    Ok(find_rule(socket, want)?.is_some())
+}
+
+/// The message of the first such rule, as the kernel has it.
+fn find_rule(socket: &mut Socket, want: &MarkRoute) -> Result<Option<Vec<u8>>, NetlinkError> {
     let mut request = RuleMessage::default();
     request.header.family = address_family(want.family);
     let object = format!("list rules for {}", rule_name(want));
     let replies = socket.dump(&object, libc::RTM_GETRULE, |b| write(b, &request))?;
     let mut rules = replies.iter().filter(|(kind, _)| *kind == libc::RTM_NEWRULE);
     // A rule that cannot be read is none of ours.
-    Ok(rules.any(|(_, body)| RuleMessage::parse(body).is_ok_and(|rule| is_rule(&rule, want))))
+    let found = rules
+        .find(|(_, body)| RuleMessage::parse(body).is_ok_and(|rule| is_rule(&rule, want)))
+        .map(|(_, body)| body.to_vec());
+    Ok(found)
 }
 
 fn is_rule(rule: &RuleMessage, want: &MarkRoute) -> bool {
@@ -73,11 +81,13 @@ pub(super) fn add_rule(socket: &mut Socket, want: &MarkRoute) -> Result<(), Netl
 
 pub(super) fn delete_rules(socket: &mut Socket, want: &MarkRoute) -> Result<(), NetlinkError> {
     for _ in 0..DUPLICATES {
-        if !has_rule(socket, want)? {
+        let Some(found) = find_rule(socket, want)? else {
             return Ok(());
-        }
+        };
         let object = || format!("delete {}", rule_name(want));
-        socket.request(object, libc::RTM_DELRULE, 0, |b| write(b, &rule(want)))?;
+        // Word for word with its priority: what a request does not mention
+        // matches any rule, so `fwmark 1337` would take `fwmark 1337 iif eth0` too.
+        socket.request(object, libc::RTM_DELRULE, 0, |b| b.raw(&found))?;
     }
     Ok(())
 }

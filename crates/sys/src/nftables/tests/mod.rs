@@ -2,9 +2,10 @@
 
 mod drift;
 mod golden;
-mod owner;
+
 mod plans;
 mod random;
+mod userns;
 
 use super::*;
 use crate::netns::{Netns, within};
