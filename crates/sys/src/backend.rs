@@ -100,6 +100,14 @@ pub enum BackendError {
     /// iptables could not be run, or refused.
     #[error(transparent)]
     Iptables(#[from] crate::iptables::Error),
+    /// A file of /proc could not be read.
+    #[error("read {path}")]
+    File {
+        /// The file.
+        path: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// An owner that is still a name, where the kernel takes numbers only.
     #[error("rule for user or group '{name}': the kernel takes ids only, resolve the name first")]
     OwnerName {
@@ -123,7 +131,7 @@ impl BackendError {
         match self {
             Self::Netlink(error) => error.is_transient(),
             Self::Iptables(error) => error.is_transient(),
-            Self::OwnerName { .. } | Self::Ipv6Disabled { .. } => false,
+            Self::File { .. } | Self::OwnerName { .. } | Self::Ipv6Disabled { .. } => false,
         }
     }
 }
@@ -134,7 +142,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Which one it is.
     fn kind(&self) -> BackendKind;
 
-    /// Makes `want` hold, rules first, then routing. Nothing is written when
+    /// Makes `want` hold, its rules and its routing. Nothing is written when
     /// `want` holds already, or `also`: another form of the same plan that counts
     /// as equal (the rules that Istio itself would have written).
     ///

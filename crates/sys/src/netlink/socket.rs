@@ -133,7 +133,11 @@ impl Socket {
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
             let _ = set_netlink_option(&fd, option);
         }
-        Ok(Self { fd, sequence: 0, received: Vec::new() })
+        Ok(Self {
+            fd,
+            sequence: 0, // Zeroed lazily by the allocator, and mostly not touched.
+            received: vec![0; DATAGRAM],
+        })
     }
 
     /// Sends a request and waits for its acknowledgement.
@@ -312,7 +316,6 @@ impl Socket {
 
     /// Hands messages to `each` until it says that it has seen the last one.
     fn receive(&mut self, mut each: impl FnMut(&Message<'_>) -> bool) -> Result<(), Fault> {
-        self.received.resize(DATAGRAM, 0);
         for _ in 0..MAX_DATAGRAMS {
             let len = self.receive_one()?;
             let mut bytes = self.received.get(..len).ok_or(Fault::Truncated)?;

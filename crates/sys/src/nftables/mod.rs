@@ -5,6 +5,7 @@ mod abi;
 mod compare;
 mod decode;
 mod encode;
+mod expression;
 mod kernel;
 mod residue;
 
@@ -57,10 +58,18 @@ impl Backend for Nftables {
     }
 
     fn apply(&self, want: &Desired, also: Option<&Desired>) -> Result<Applied, BackendError> {
-        let rules = apply_rules(&lower(want), || also.map(lower))?;
-        let changed = routing::ensure(&want.routing)?;
-        Ok(match rules {
-            Applied::Unchanged if changed => Applied::Replaced,
+        // Routing first: an address without rules does nothing, and where it fails
+        // the rules are as they were.
+        let routed = routing::ensure(&want.routing)?;
+        let applied = apply_rules(&lower(want), || also.map(lower))?;
+        if applied == Applied::Replaced
+            && let Err(errors) = routing::remove(&routing::stale(&want.routing))
+            && let Some(error) = errors.into_iter().next()
+        {
+            return Err(error);
+        }
+        Ok(match applied {
+            Applied::Unchanged if routed => Applied::Replaced,
             other => other,
         })
     }

@@ -4,6 +4,7 @@
 use super::kernel;
 use crate::backend::BackendError;
 use crate::netlink::{Protocol, Socket};
+use std::io::ErrorKind;
 
 /// What of iptables is in a namespace. Each line names its object.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,7 +27,8 @@ impl Residue {
 /// Looks for iptables in the calling thread's namespace.
 ///
 /// # Errors
-/// When the kernel cannot be asked for nf_tables chains.
+/// When the kernel cannot be asked for nf_tables chains, or the names of legacy
+/// tables are there and cannot be read (they are root's).
 pub fn iptables_residue() -> Result<Residue, BackendError> {
     let mut socket = Socket::open(Protocol::Netfilter)?;
     let nft_chains = kernel::compat_chains(&mut socket, "ISTIO_")?
@@ -38,8 +40,12 @@ pub fn iptables_residue() -> Result<Residue, BackendError> {
         ("ip", "/proc/thread-self/net/ip_tables_names"),
         ("ip6", "/proc/thread-self/net/ip6_tables_names"),
     ] {
-        // Not there: the kernel has no legacy iptables at all.
-        let names = std::fs::read_to_string(path).unwrap_or_default();
+        let names = match std::fs::read_to_string(path) {
+            Ok(names) => names,
+            // The kernel has no legacy iptables at all.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(source) => return Err(BackendError::File { path, source }),
+        };
         legacy_tables.extend(names.lines().map(|table| format!("{family} {table}")));
     }
     Ok(Residue { nft_chains, legacy_tables })

@@ -122,6 +122,16 @@ pub fn everything() -> Routing {
     }
 }
 
+/// What an earlier plan may have added and `want` does not have: a mark that nobody
+/// sets any more would still be delivered locally.
+#[must_use]
+pub fn stale(want: &Routing) -> Routing {
+    let mut stale = everything();
+    stale.loopback.retain(|cidr| !want.loopback.contains(cidr));
+    stale.marks.retain(|mark| !want.marks.contains(mark));
+    stale
+}
+
 /// True when it was added; false when somebody else was faster.
 fn add(result: Result<(), NetlinkError>, family: Family) -> Result<bool, BackendError> {
     match result {

@@ -5,6 +5,7 @@ use crate::backend::{Applied, Backend};
 use crate::netns::{Netns, within};
 use crate::nftables::{Nftables, generation, iptables_residue};
 use crate::process::Command;
+use crate::routing;
 use redirect::desired::{Action, ChainKind, Desired, Match, RuleFamily};
 
 fn plan(name: &str) -> Desired {
@@ -144,7 +145,7 @@ fn comments_and_counters_are_no_drift() {
         let text = text.replace("counter return", "counter packets 7 bytes 9 return comment \"x\"");
         assert!(text.contains("comment"));
         nft(&text);
-        crate::routing::ensure(&want.routing).unwrap();
+        routing::ensure(&want.routing).unwrap();
         assert_eq!(apply(&want), Applied::Unchanged);
     });
 }
@@ -158,6 +159,8 @@ fn stale_tables_go() {
         assert_eq!(listing().matches("table inet istio-proxy-").count(), 3);
         assert_eq!(apply(&want), Applied::Replaced);
         assert_eq!(listing().matches("table inet istio-proxy-").count(), 1);
+        let all = routing::everything();
+        assert_eq!(routing::missing(&all).unwrap().len(), 5, "the old marks' routes too");
     });
     // Only stale ones, so that creating ours would not collide.
     fresh(|| {
