@@ -266,4 +266,11 @@ fn sees_rules_of_iptables() {
         let found = iptables_residue().unwrap().nft_chains;
         assert_eq!(found, ["ip nat ISTIO_OUTPUT", "ip6 raw ISTIO_INBOUND"]);
     });
+    fresh(|| {
+        let legacy = Command::new("/usr/sbin/iptables-legacy").args(["-t", "mangle", "-S"]);
+        legacy.run().unwrap();
+        let found = iptables_residue().unwrap();
+        assert_eq!(found.legacy_tables, ["ip mangle"]);
+        assert!(!found.is_empty());
+    });
 }

@@ -5,6 +5,7 @@ mod golden;
 
 mod plans;
 mod random;
+mod reading;
 mod userns;
 
 use super::*;
