@@ -5,19 +5,21 @@
 //! The program runs in the namespaces of the calling thread, so inside
 //! [`crate::netns::within`] it is in that network namespace. A user namespace
 //! cannot be entered by a thread of a process that has several (the kernel
-//! refuses), so [`Command::user_namespace`] has the child enter it between fork
-//! and exec.
+//! refuses), and a mount namespace would be one more thing to restore, so
+//! [`Command::user_namespace`] and [`Command::cover`] are done by the child
+//! between fork and exec.
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::ffi::{OsStr, OsString};
+mod pipes;
+mod sandbox;
+
+use pipes::{Ended, Pipes};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fmt;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Time that a program has unless [`Command::timeout`] says otherwise.
@@ -28,9 +30,6 @@ pub const STDOUT_LIMIT: usize = 8 << 20;
 /// Most bytes of standard error that are kept; the rest is read and dropped.
 pub const STDERR_LIMIT: usize = 16 << 10;
 
-/// How often a child is looked at where the kernel has no pidfd (before 5.3).
-const STEP: Duration = Duration::from_millis(5);
-
 /// A program to run.
 #[derive(Debug, Clone)]
 pub struct Command<'a> {
@@ -40,6 +39,7 @@ pub struct Command<'a> {
     stdin: &'a [u8],
     timeout: Duration,
     user_namespace: Option<BorrowedFd<'a>>,
+    cover: Option<(&'static CStr, &'static CStr)>,
 }
 
 /// What a program said; it ended with status 0.
@@ -143,6 +143,7 @@ impl<'a> Command<'a> {
             stdin: &[],
             timeout: TIMEOUT,
             user_namespace: None,
+            cover: None,
         }
     }
 
@@ -190,6 +191,14 @@ impl<'a> Command<'a> {
         self
     }
 
+    /// The child, and only it, sees the file `source` in the place of `target`.
+    /// Where that cannot be had it sees `target` itself.
+    #[must_use]
+    pub fn cover(mut self, target: &'static CStr, source: &'static CStr) -> Self {
+        self.cover = Some((target, source));
+        self
+    }
+
     /// Program and arguments for a message.
     #[must_use]
     pub fn argv(&self) -> String {
@@ -207,6 +216,15 @@ impl<'a> Command<'a> {
         &self.program
     }
 
+    fn start_error(&self, source: std::io::Error) -> ProcessError {
+        // The child says the error number of what failed, and not what it was.
+        let argv = match self.user_namespace {
+            None => self.argv(),
+            Some(_) => format!("{} (as root of the pod's user namespace)", self.argv()),
+        };
+        ProcessError::Start { argv, source }
+    }
+
     /// Runs the program and waits for its end. When this returns, the child is
     /// gone and reaped, whatever happened.
     ///
@@ -215,8 +233,7 @@ impl<'a> Command<'a> {
     /// ends with another status than 0.
     pub fn run(&self) -> Result<Output, ProcessError> {
         let deadline = Instant::now() + self.timeout;
-        let mut child =
-            self.spawn().map_err(|source| ProcessError::Start { argv: self.argv(), source })?;
+        let mut child = self.spawn().map_err(|source| self.start_error(source))?;
         let mut pipes = Pipes::of(&mut child, self.stdin);
         let ended = pipes.pump(&mut child, deadline);
         if !matches!(ended, Ok(Ended::Exit(_))) {
@@ -258,183 +275,21 @@ impl<'a> Command<'a> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        if let Some(fd) = self.user_namespace {
-            let fd = fd.as_raw_fd();
+        let (cover, owner) = (self.cover, self.user_namespace.map(|fd| fd.as_raw_fd()));
+        if cover.is_some() || owner.is_some() {
+            let prepare = move || {
+                if let Some((target, source)) = cover {
+                    let _ = sandbox::mount_over(target, source);
+                }
+                owner.map_or(Ok(()), sandbox::become_root_of)
+            };
             // SAFETY: the closure runs in the child between fork and exec; it
             // only makes system calls and allocates nothing. The descriptor is
-            // borrowed for longer than this call.
-            unsafe { command.pre_exec(move || become_root_of(fd)) };
+            // borrowed for longer than this call, the paths live for ever.
+            unsafe { command.pre_exec(prepare) };
         }
         command.spawn()
     }
-}
-
-/// Enters a user namespace and takes its root ids. Without ids of the new
-/// namespace exec would drop the capabilities that entering gave.
-///
-/// Raw system calls: glibc's wrappers of the id calls signal all threads of the
-/// process, which in a forked child are not there.
-fn become_root_of(fd: RawFd) -> std::io::Result<()> {
-    let check = |result: libc::c_long| Errno::result(result).map(drop);
-    // SAFETY: these calls take numbers only (and a null pointer with length 0)
-    // and write no memory of ours.
-    unsafe {
-        check(libc::setns(fd, libc::CLONE_NEWUSER).into())?;
-        // The namespace may forbid setgroups(2); then there are none to drop.
-        match check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())) {
-            Ok(()) | Err(Errno::EPERM) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        check(libc::syscall(libc::SYS_setresgid, 0, 0, 0))?;
-        check(libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
-    }
-    Ok(())
-}
-
-enum Ended {
-    Exit(ExitStatus),
-    Late,
-    TooMuch,
-}
-
-struct Pipes<'a> {
-    stdin: Option<ChildStdin>,
-    input: &'a [u8],
-    stdout: Option<ChildStdout>,
-    stdout_bytes: Vec<u8>,
-    stderr: Option<ChildStderr>,
-    stderr_bytes: Vec<u8>,
-}
-
-impl<'a> Pipes<'a> {
-    fn of(child: &mut Child, input: &'a [u8]) -> Self {
-        Self {
-            stdin: child.stdin.take(),
-            input,
-            stdout: child.stdout.take(),
-            stdout_bytes: Vec::new(),
-            stderr: child.stderr.take(),
-            stderr_bytes: Vec::new(),
-        }
-    }
-
-    /// Moves bytes until the child ends. Its end is what counts, not the end of
-    /// its output: a process of its own that it left behind may hold that open.
-    fn pump(&mut self, child: &mut Child, deadline: Instant) -> std::io::Result<Ended> {
-        let ends = [
-            self.stdin.as_ref().map(AsFd::as_fd),
-            self.stdout.as_ref().map(AsFd::as_fd),
-            self.stderr.as_ref().map(AsFd::as_fd),
-        ];
-        for fd in ends.into_iter().flatten() {
-            // Our ends only: each end of a pipe has flags of its own.
-            fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        let pidfd = open_pidfd(child);
-        loop {
-            self.feed()?;
-            let ended = child.try_wait()?;
-            if !self.drain()? {
-                return Ok(Ended::TooMuch);
-            }
-            if let Some(status) = ended {
-                return Ok(Ended::Exit(status));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(Ended::Late);
-            }
-            self.wait(pidfd.as_ref(), left)?;
-        }
-    }
-
-    /// Waits until there is something to do, at most `left`.
-    fn wait(&self, pidfd: Option<&OwnedFd>, left: Duration) -> std::io::Result<()> {
-        let step = if pidfd.is_some() { left } else { left.min(STEP) };
-        let mut fds = Vec::with_capacity(4);
-        if let Some(end) = &self.stdin {
-            fds.push(PollFd::new(end.as_fd(), PollFlags::POLLOUT));
-        }
-        if let Some(end) = &self.stdout {
-            fds.push(PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        }
-        if let Some(end) = &self.stderr {
-            fds.push(PollFd::new(end.as_fd(), PollFlags::POLLIN));
-        }
-        if let Some(fd) = pidfd {
-            fds.push(PollFd::new(fd.as_fd(), PollFlags::POLLIN));
-        }
-        // Rounded up: with the last millisecond cut off this would spin.
-        let millis = step.as_micros().div_ceil(1000);
-        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    fn feed(&mut self) -> std::io::Result<()> {
-        while let Some(end) = &mut self.stdin {
-            if self.input.is_empty() {
-                self.stdin = None;
-                break;
-            }
-            match end.write(self.input) {
-                Ok(count) => self.input = &self.input[count..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // It does not want more; its status says whether that is right.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => self.stdin = None,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads what is there; false when standard output is over its limit.
-    fn drain(&mut self) -> std::io::Result<bool> {
-        let fits = read_some(&mut self.stdout, &mut self.stdout_bytes, STDOUT_LIMIT)?;
-        read_some(&mut self.stderr, &mut self.stderr_bytes, STDERR_LIMIT)?;
-        Ok(fits)
-    }
-}
-
-/// Reads until there is nothing now; false when something went over the limit
-/// and was dropped. Bounded: a child that writes without end is looked at again
-/// by the caller, who minds the deadline.
-fn read_some(
-    end: &mut Option<impl Read>,
-    bytes: &mut Vec<u8>,
-    limit: usize,
-) -> std::io::Result<bool> {
-    let mut fits = true;
-    let mut chunk = [0; 16 << 10];
-    for _ in 0..64 {
-        let Some(pipe) = end else { break };
-        match pipe.read(&mut chunk) {
-            Ok(0) => *end = None,
-            Ok(count) => {
-                let room = limit.saturating_sub(bytes.len());
-                fits &= count <= room;
-                bytes.extend_from_slice(&chunk[..count.min(room)]);
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(fits)
-}
-
-/// A descriptor that becomes readable when the child ends; `None` before Linux
-/// 5.3.
-fn open_pidfd(child: &Child) -> Option<OwnedFd> {
-    // SAFETY: takes two numbers and returns a descriptor (close-on-exec) or -1.
-    // The pid is our child's: it has not been reaped yet.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
-    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-    // SAFETY: a fresh descriptor that nobody else owns.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

@@ -7,20 +7,26 @@ use super::userns;
 use crate::netlink::{Protocol, Socket};
 use crate::process::{Command, ProcessError};
 use redirect::net::Family;
+use std::ffi::{CStr, OsStr};
 use std::fmt;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// First version that knows `--wait` in all its programs.
 const WAITS: Version = Version([1, 6, 2]);
-/// First version that reads XTABLES_LOCKFILE.
+/// First version that reads XTABLES_LOCKFILE. For older ones the lock is mounted
+/// over [`COMMON_LOCK`]; where that cannot be done they share it, and pods wait
+/// for each other.
 const LOCKS_BY_NAME: Version = Version([1, 8, 6]);
+/// Lock of versions that know no other.
+const COMMON_LOCK: &CStr = c"/run/xtables.lock";
 /// The lock of a namespace is the namespace itself, so that pods do not wait for
 /// each other, and nothing has to be made, mounted or removed. It is a file that
 /// everybody may open for reading, also root of a user namespace, who may not open
 /// /run/xtables.lock; and it is the inode that Istio's plugin locks.
-const LOCK: &str = "/proc/self/ns/net";
+const LOCK: &CStr = c"/proc/self/ns/net";
 
 /// Which kernel interface a tool writes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,9 +138,9 @@ impl Tool {
         }
         let command = command.arg("--wait=30");
         if self.version < LOCKS_BY_NAME {
-            return command;
+            return command.cover(COMMON_LOCK, LOCK);
         }
-        command.env("XTABLES_LOCKFILE", LOCK)
+        command.env("XTABLES_LOCKFILE", OsStr::from_bytes(LOCK.to_bytes()))
     }
 
     /// True when the namespace surely holds no table of this tool; asks the kernel

@@ -2,6 +2,7 @@
 
 use super::*;
 use std::fs;
+use std::time::Instant;
 
 fn sh(script: &str) -> Command<'static> {
     Command::new("/bin/sh").args(["-c", script])
@@ -112,4 +113,16 @@ fn output_is_bounded() {
         .run()
         .unwrap();
     assert_eq!(output.stderr.len(), STDERR_LIMIT);
+}
+
+#[test]
+fn a_covered_file_is_another_for_the_child_only() {
+    let own = fs::read("/etc/hostname").unwrap_or_default();
+    let seen = |command: Command<'_>| command.arg("/etc/hostname").run().unwrap().stdout;
+    let cat = || Command::new("/bin/cat").cover(c"/etc/hostname", c"/proc/self/ns/../comm");
+    assert_eq!(seen(cat()), b"cat\n");
+    assert_eq!(fs::read("/etc/hostname").unwrap_or_default(), own);
+    // Where it cannot be had, things are as they are.
+    let cat = || Command::new("/bin/cat").cover(c"/nonexistent/file", c"/proc/self/comm");
+    assert_eq!(seen(cat()), own);
 }

@@ -1,16 +1,18 @@
 //! Namespaces of pods: which variant is in use there, the lock, user namespaces.
 
 use super::fixture::{
-    Lab, VARIANTS, basic, dump, families, load_istio, namespace, ours, rich, rules,
+    Directory, Lab, VARIANTS, basic, dump, families, load_istio, namespace, ours, rich, rules,
 };
 use crate::backend::Applied;
-use crate::iptables::Variant;
-use crate::netns::Netns;
+use crate::iptables::{Iptables, Search, Variant};
+use crate::netns::{Netns, within};
+use crate::process::Command;
 use nix::fcntl::{Flock, FlockArg};
 use redirect::net::Family;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,32 @@ fn the_lock_is_the_namespaces_own() {
         assert_eq!(done, Applied::Created);
         assert!(elsewhere < here);
     });
+}
+
+/// Versions before 1.8.6 know one path for the lock.
+#[test]
+fn an_old_version_finds_the_namespaces_lock_in_the_usual_place() {
+    let tools = Directory::new();
+    let save = "if [ \"$1\" = --version ]; then echo 'iptables-save v1.8.4 (legacy)'; \
+                else exec /usr/sbin/iptables-legacy-save; fi";
+    tools.script("iptables-legacy-save", save);
+    let log = tools.0.join("log");
+    let note =
+        format!("[ /run/xtables.lock -ef /proc/self/ns/net ] && echo own >> {}", log.display());
+    for name in ["iptables-legacy", "iptables-legacy-restore"] {
+        tools.script(name, &format!("{note}\nexec /usr/sbin/{name} \"$@\""));
+    }
+    // Makes the common lock where there is none yet.
+    let command = Command::new("/usr/sbin/iptables-legacy").args(["-S", "-w"]);
+    within(&namespace(), || command.run()).unwrap().unwrap();
+    let search = Search { dirs: vec![tools.0.clone()], force: Some(Variant::Legacy) };
+    let lab = Lab { backend: Iptables::detect_with(&search).unwrap(), tools };
+    for ns in [&namespace(), &user_namespace().ns] {
+        fs::write(&log, "").unwrap();
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(lab.apply(ns, &ours(&basic(false)), None).unwrap(), Applied::Created);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "own\n");
+    }
 }
 
 #[test]
