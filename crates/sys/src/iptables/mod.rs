@@ -90,7 +90,13 @@ impl Iptables {
     fn look(&self, want: &Desired, also: Option<&Desired>) -> Result<Vec<Look<'_>>, Error> {
         let mut looks = vec![Look::take(&self.tools.v4, want, also)?];
         match &self.tools.v6 {
-            Ok(tools) => looks.push(Look::take(tools, want, also)?),
+            Ok(tools) => match Look::take(tools, want, also) {
+                Ok(look) => looks.push(look),
+                Err(error) if want.ipv6 => return Err(error),
+                // Tables of somebody else that cannot be read are no reason to
+                // refuse a pod that has no IPv6.
+                Err(_) => (),
+            },
             Err(why) if want.ipv6 => return Err(Error::NoIpv6Tool { why: why.clone() }),
             Err(_) => (),
         }
@@ -116,7 +122,12 @@ impl Iptables {
             }
         };
         // New rules first, then the old ones of the other kind.
-        let swept = self.sweep(&looks)?;
+        let swept = match self.sweep(&looks) {
+            Ok(swept) => swept,
+            Err(error) => {
+                return Err(family::take_back(&looks, Some(&want.routing), error.into()).into());
+            }
+        };
         Ok(match (wrote || swept, had_ours || swept) {
             (false, _) => Applied::Unchanged,
             (true, false) => Applied::Created,

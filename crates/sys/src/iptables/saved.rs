@@ -218,3 +218,79 @@ fn is_mark_rule(rule: &SavedRule) -> bool {
             _ => false,
         }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of `lines` are ours in a table that has a chain of ours.
+    fn ours(table: &str, lines: &[&str]) -> Vec<bool> {
+        let rules: String = lines.iter().map(|line| format!("-A {line}\n")).collect();
+        let text =
+            format!("*{table}\n:PREROUTING ACCEPT [0:0]\n:ISTIO_INBOUND - [0:0]\n{rules}COMMIT\n");
+        let saved = Saved::parse(&text).unwrap();
+        saved.tables[table].ours(&[])
+    }
+
+    #[test]
+    fn knows_what_istio_leaves_beside_its_chains() {
+        let lines = [
+            "PREROUTING -i eth7 -j RETURN",
+            "PREROUTING -i br-+ -j RETURN",
+            "PREROUTING -m conntrack --ctstate INVALID -j ISTIO_DROP",
+            "PREROUTING -p tcp -j ISTIO_INBOUND",
+            "PREROUTING -p tcp -m mark --mark 0x539 -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+            "OUTPUT -o eth7 -j RETURN",
+            "OUTPUT -o lo -p tcp -m mark --mark 0x539 -j RETURN",
+            "OUTPUT ! -d 127.0.0.1/32 -o lo -p tcp -m owner --gid-owner 1337 -j MARK --set-xmark 0x53a/0xffffffff",
+            "OUTPUT -p tcp -m connmark --mark 0x539 -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+            "MINE -g ISTIO_INBOUND",
+        ];
+        assert_eq!(ours("mangle", &lines), [true; 10]);
+    }
+
+    #[test]
+    fn leaves_what_only_looks_alike() {
+        let lines = [
+            "PREROUTING -i eth7 -p tcp -j RETURN",
+            "PREROUTING -i eth7 -j ACCEPT",
+            "PREROUTING -p tcp -m mark --mark 0x539/0xfff -j CONNMARK --save-mark",
+            "PREROUTING -p tcp -m mark --mark 0x53b -j CONNMARK --save-mark",
+            "PREROUTING -p tcp -m mark --mark 0x539 -j ACCEPT",
+            "OUTPUT -p udp -m connmark --mark 0x539 -j CONNMARK --restore-mark",
+            "OUTPUT -o lo -p tcp -j MARK --set-xmark 0x539/0xfff",
+            "OUTPUT -i eth7 -j RETURN",
+            "FORWARD -i eth7 -j RETURN",
+            "INPUT -m comment --comment ISTIO_INBOUND -j RETURN",
+        ];
+        assert_eq!(ours("mangle", &lines), [false; 10]);
+        // Shapes count where Istio leaves them, and only beside its chains.
+        assert_eq!(ours("raw", &["PREROUTING -i eth7 -j RETURN"]), [false]);
+        let mark = "PREROUTING -p tcp -m mark --mark 0x539 -j CONNMARK --save-mark";
+        assert_eq!(ours("nat", &[mark]), [false]);
+        let alone = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -i eth7 -j RETURN\nCOMMIT\n";
+        assert!(!Saved::parse(alone).unwrap().has_ours());
+    }
+
+    #[test]
+    fn a_return_behind_our_jump_is_a_strangers() {
+        let lines = [
+            "PREROUTING -i tap0 -j ISTIO_REDIRECT",
+            "PREROUTING -i tap0 -j RETURN",
+            "PREROUTING -p tcp -j ISTIO_INBOUND",
+            "PREROUTING -i eth8 -j RETURN",
+        ];
+        assert_eq!(ours("nat", &lines), [true, true, true, false]);
+    }
+
+    #[test]
+    fn reads_counters_and_strange_tables() {
+        let saved = Saved::parse(
+            "# Table `mangle' is incompatible, use 'nft' tool.\n*nat\n:OUTPUT ACCEPT [5:300]\n\
+             [7:420] -A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n",
+        );
+        let saved = saved.unwrap();
+        assert_eq!(saved.tables["nat"].rules[0].text, "-j ISTIO_OUTPUT");
+        assert!(saved.incompatible.contains_key("mangle"));
+    }
+}

@@ -5,6 +5,8 @@ use super::fixture::{
     rich, rules, stem, suffix,
 };
 use crate::backend::Applied;
+use crate::netns::within;
+use crate::routing;
 use redirect::net::Family;
 
 #[test]
@@ -167,6 +169,26 @@ fn what_an_earlier_plan_left_is_gone() {
             }
         }
     }
+}
+
+#[test]
+fn routing_comes_and_goes_with_the_plan() {
+    let lab = Lab::new(crate::iptables::Variant::Nft);
+    let ns = namespace();
+    let wants = ours(&rich(true)).routing;
+    let missing = || within(&ns, || routing::missing(&wants)).unwrap().unwrap().len();
+    lab.apply(&ns, &ours(&rich(true)), None).unwrap();
+    assert_eq!(missing(), 0);
+    // The IPv6 address is wanted by both.
+    lab.apply(&ns, &ours(&basic(true)), None).unwrap();
+    assert_eq!(missing(), 4);
+    lab.apply(&ns, &ours(&rich(true)), None).unwrap();
+    assert_eq!(missing(), 0);
+    within(&ns, || routing::remove(&wants)).unwrap().unwrap();
+    assert!(lab.observe(&ns, &ours(&rich(true))).contains("fwmark"));
+    assert_eq!(lab.apply(&ns, &ours(&rich(true)), None).unwrap(), Applied::Replaced);
+    lab.remove(&ns).unwrap();
+    assert_eq!(missing(), 5);
 }
 
 /// Rules of somebody else, one before ours and one behind, and a chain.

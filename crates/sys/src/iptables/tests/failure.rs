@@ -70,6 +70,33 @@ fn part_of_a_family_is_taken_back_too() {
 }
 
 #[test]
+fn rules_are_taken_back_when_routing_fails() {
+    for variant in VARIANTS {
+        let lab = Lab::new(variant);
+        let ns = namespace();
+        let switch = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+        within(&ns, || std::fs::write(switch, "1")).unwrap().unwrap();
+        let err = lab.apply(&ns, &ours(&rich(true)), None).unwrap_err();
+        assert!(matches!(err, BackendError::Ipv6Disabled { .. }), "{err}");
+        for family in [Family::V4, Family::V6] {
+            assert_eq!(rules(&ns, variant, family), "", "{variant}");
+        }
+        let left = within(&ns, || crate::routing::missing(&ours(&rich(false)).routing));
+        assert_eq!(left.unwrap().unwrap().len(), 2, "rule and route are gone again");
+    }
+}
+
+#[test]
+fn tables_of_ipv6_that_cannot_be_read_are_no_reason_to_refuse_a_pod_without() {
+    let lab = Lab::new(Variant::Nft);
+    lab.tools.script("ip6tables-nft-save", "echo 'Parsing nftables rule failed' >&2; exit 3");
+    let ns = namespace();
+    load(&ns, Variant::Nft, Family::V6, "*nat\n-A OUTPUT -p 255 -j RETURN\nCOMMIT\n");
+    assert_eq!(lab.apply(&ns, &ours(&basic(false)), None).unwrap(), Applied::Created);
+    lab.apply(&ns, &ours(&basic(true)), None).unwrap_err();
+}
+
+#[test]
 fn without_ip6tables_only_ipv6_fails() {
     let tools = super::fixture::Directory::new();
     for program in ["iptables-nft", "iptables-nft-save", "iptables-nft-restore"] {
