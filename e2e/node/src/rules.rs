@@ -65,18 +65,19 @@ impl Script {
                 }
             });
         }
-        Self::printed(case.kind, file, form, tool, programs).map(Some)
+        Self::printed(case.kind, file, None, (form, tool), programs).map(Some)
     }
 
-    /// What `sluice rules` prints for a file.
+    /// What `sluice rules` prints for a file. A pod has IPv4 only unless `addresses`,
+    /// a comma list, says otherwise.
     ///
     /// # Errors
     /// When it fails.
     pub fn printed(
         kind: Kind,
         file: &Path,
-        form: Form,
-        tool: Tool,
+        addresses: Option<&str>,
+        (form, tool): (Form, Tool),
         programs: &Programs,
     ) -> Result<Self> {
         let source = match kind {
@@ -88,6 +89,9 @@ impl Script {
                 .args(["rules", source])
                 .arg(file)
                 .args(["--format", format]);
+            if let Some(addresses) = addresses {
+                program = program.args(["--addresses", addresses]);
+            }
             if form == Form::Compat {
                 program = program.args(["--compat", "istio"]);
             }

@@ -90,7 +90,9 @@ fn enrol(form: Form, tool: Tool) -> Vec<String> {
 
     let manifest = sidecar_pod(NAMESPACE, "busy", &json!({}), &[("ISTIO_DUAL_STACK", "true")]);
     let file = scratch.file("busy.json", &manifest.to_string()).unwrap();
-    let script = Script::printed(Kind::Pod, &file, form, tool, &programs).unwrap();
+    let addresses = format!("{POD_V4},{POD_V6}");
+    let script =
+        Script::printed(Kind::Pod, &file, Some(&addresses), (form, tool), &programs).unwrap();
     script.load(pod, tool).unwrap();
     stage.route().unwrap();
     let goals: Vec<_> = flows.iter().map(|flow| flow.count() + AFTER).collect();
