@@ -3,8 +3,9 @@
 //! namespace, in the same rounds.
 
 use super::figure::{Baseline, Figure, Samples};
-use super::node::{Agent, MESH, PLAIN, Pod, Sandbox, namespace};
+use super::node::{Agent, MESH, PLAIN, Pod, Sandbox, addresses, programs};
 use anyhow::{Context, Result};
+use e2e_node::agent::namespace;
 use e2e_node::lab::{Namespace, Scratch};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,8 +53,9 @@ impl Way<'_> {
 /// All figures about ADD.
 pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Result<Vec<Figure>> {
     let node = Namespace::create(scratch, "node")?;
-    let nftables = Agent::start(dist, scratch, "nftables", "nftables")?;
-    let iptables = Agent::start(dist, scratch, "iptables", "iptables")?;
+    let programs = programs(dist);
+    let nftables = Agent::start(&programs, &node, "nftables", "nftables")?;
+    let iptables = Agent::start(&programs, &node, "iptables", "iptables")?;
     let plain = Pod { namespace: PLAIN, number: 0 };
     let mut objects = vec![namespace(MESH), namespace(PLAIN), plain.manifest()];
     objects.extend((0..AT_ONCE).map(|number| Pod { namespace: MESH, number }.manifest()));
@@ -95,9 +97,10 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Res
 fn theirs(dist: &Path, scratch: &Arc<Scratch>) -> Result<(Vec<Execution>, Vec<Execution>)> {
     let pod = Pod { namespace: MESH, number: 0 }.manifest();
     let file = scratch.file("pod.json", &pod.to_string())?;
+    let (v4, v6) = addresses(0);
     let rules = |format: &str| {
         let command = Command::new(dist.join("sluice"))
-            .args(["rules", "--format", format, "--pod"])
+            .args(["rules", "--format", format, "--addresses", &format!("{v4},{v6}"), "--pod"])
             .arg(&file);
         anyhow::Ok(String::from_utf8(command.run()?.stdout)?)
     };

@@ -1,8 +1,9 @@
 //! What the agent holds in memory: at rest, and with a full node.
 
 use super::figure::{Figure, Samples};
-use super::node::{Agent, MESH, PLAIN, Pod, Sandbox, namespace};
+use super::node::{Agent, MESH, PLAIN, Pod, Sandbox, programs};
 use anyhow::{Context, Result};
+use e2e_node::agent::namespace;
 use e2e_node::lab::{Namespace, Scratch};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ const NAMESPACES: usize = 1000;
 /// Resident memory in KiB, all of it and the part that no file backs.
 pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>> {
     let node = Namespace::create(scratch, "memory-node")?;
-    let agent = Agent::start(dist, scratch, "memory", "nftables")?;
+    let agent = Agent::start(&programs(dist), &node, "memory", "nftables")?;
     let mut figures = resident(&agent, "idle")?;
 
     let pods: Vec<_> = (0..PODS).map(|number| Pod { namespace: MESH, number }).collect();

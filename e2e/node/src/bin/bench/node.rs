@@ -2,11 +2,11 @@
 //! leaves them when it is our plugin's turn.
 
 use anyhow::{Context, Result};
-use e2e_node::lab::{Namespace, Scratch};
-use e2e_node::process::{Program, Running};
+use e2e_node::agent::{self, Directories, plain_pod, sidecar_pod};
+use e2e_node::lab::Namespace;
+use e2e_node::programs::Programs;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::process::Command;
 
@@ -15,7 +15,7 @@ pub(crate) const MESH: &str = "mesh";
 /// Kubernetes namespace of those that are not.
 pub(crate) const PLAIN: &str = "plain";
 
-/// Until an agent must answer, and until it must know a new manifest.
+/// Until an agent must know a new manifest.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A pod of the cluster.
@@ -32,33 +32,14 @@ impl Pod {
         format!("{}-{}", self.namespace, self.number)
     }
 
-    fn uid(self) -> String {
-        format!("00000000-0000-4000-8000-{:012}", self.number)
-    }
-
-    /// As Istio's injector leaves a dual-stack pod with DNS capture, or as it was.
+    /// As Istio's injector leaves a dual-stack pod with DNS capture, or a pod that
+    /// it leaves alone.
     pub(crate) fn manifest(self) -> Value {
-        let mut pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": self.name(), "namespace": self.namespace, "uid": self.uid()},
-            "spec": {"containers": [{"name": "app", "image": "app"}]},
-            "status": {"podIP": "10.88.0.2", "podIPs": [{"ip": "10.88.0.2"}, {"ip": "fd88::2"}]},
-        });
-        if self.namespace == MESH {
-            pod["metadata"]["annotations"] = json!({"sidecar.istio.io/status": "{}"});
-            pod["spec"]["containers"][1] = json!({
-                "name": "istio-proxy",
-                "image": "proxyv2",
-                "args": ["proxy", "sidecar"],
-                "env": [
-                    {"name": "ISTIO_DUAL_STACK", "value": "true"},
-                    {"name": "ISTIO_META_DNS_CAPTURE", "value": "true"},
-                ],
-                "securityContext": {"runAsUser": 1337, "runAsGroup": 1337},
-            });
+        let env = [("ISTIO_DUAL_STACK", "true"), ("ISTIO_META_DNS_CAPTURE", "true")];
+        match self.namespace {
+            MESH => sidecar_pod(MESH, &self.name(), &json!({}), &env),
+            other => plain_pod(other, &self.name()),
         }
-        pod
     }
 }
 
@@ -81,7 +62,7 @@ impl Sandbox {
             "addr add {v4}/32 dev eth0\n\
              addr add {v6}/128 dev eth0 nodad\n\
              route add default dev eth0\n\
-             -6 route add default dev eth0\n"
+             route add ::/0 dev eth0\n"
         ))?;
         Ok(Self { netns, number })
     }
@@ -91,7 +72,8 @@ impl Sandbox {
     }
 }
 
-fn addresses(number: usize) -> (String, String) {
+/// The addresses of a sandbox.
+pub(crate) fn addresses(number: usize) -> (String, String) {
     let (high, low) = (number / 250 % 250, number % 250 + 2);
     (format!("10.88.{high}.{low}"), format!("fd88::{high:x}:{low:x}"))
 }
@@ -99,55 +81,42 @@ fn addresses(number: usize) -> (String, String) {
 /// An agent that serves one directory of manifests with one backend.
 #[derive(Debug)]
 pub(crate) struct Agent {
-    process: Running,
+    running: agent::Agent,
+    directories: Directories,
     plugin: PathBuf,
-    run_dir: PathBuf,
-    manifests: PathBuf,
-    log: PathBuf,
 }
 
 impl Agent {
-    /// Starts it without manifests, and waits until it answers.
+    /// Starts it on a node, without manifests.
     pub(crate) fn start(
-        dist: &Path,
-        scratch: &Arc<Scratch>,
+        programs: &Programs,
+        node: &Namespace,
         name: &str,
         backend: &str,
     ) -> Result<Self> {
-        let manifests = scratch.dir(&format!("{name}-pods"))?;
-        let run_dir = scratch.path().join(format!("{name}-run"));
-        let log = scratch.path().join(format!("{name}.log"));
-        // The shell turns into the agent; it only sends its log to a file.
-        let process = Program::new("sh")
-            .args(["-c", "exec 2>\"$0\" \"$@\""])
-            .arg(&log)
-            .arg(dist.join("sluice"))
-            .args(["agent", "--backend", backend])
-            .arg("--pods")
-            .arg(&manifests)
-            .arg("--run-dir")
-            .arg(&run_dir)
-            .start()?;
-        let plugin = dist.join("istio-cni");
-        let agent = Self { process, plugin, run_dir, manifests, log };
-        agent.until(|| agent.run("STATUS", &[]))?;
-        Ok(agent)
+        let directories = Directories::create(node.scratch(), name)?;
+        let running = agent::Agent::start(programs, node, &directories, backend)?;
+        Ok(Self { running, directories, plugin: programs.plugin.clone() })
     }
 
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
-        self.process.pid()
+        self.running.pid()
     }
 
-    /// Adds namespaces, or pods, or both, and waits until it knows the last pod.
+    /// Gives it manifests and waits until it knows the pod `last`.
     pub(crate) fn learn(&self, node: &Namespace, objects: &[Value], last: Pod) -> Result<()> {
-        for (number, object) in objects.iter().enumerate() {
-            let (kind, name) = (&object["kind"], &object["metadata"]["name"]);
-            let file = format!("{kind}-{name}-{number}.json").replace('"', "");
-            std::fs::write(self.manifests.join(file), object.to_string())?;
+        for object in objects {
+            self.directories.publish(object)?;
         }
         let sandbox = Sandbox::create(node, 0)?;
-        self.until(|| self.add(&sandbox, last).map(drop))?;
+        let end = Instant::now() + PATIENCE;
+        while let Err(error) = self.add(&sandbox, last) {
+            if Instant::now() > end {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.del(&sandbox, last)
     }
 
@@ -155,101 +124,77 @@ impl Agent {
     /// until its answer is there and it is gone.
     pub(crate) fn add(&self, sandbox: &Sandbox, pod: Pod) -> Result<Duration> {
         let (v4, v6) = addresses(sandbox.number);
-        let previous = json!({
-            "cniVersion": "1.1.0",
-            "interfaces": [{"name": "eth0", "sandbox": sandbox.netns.path()}],
-            "ips": [
-                {"address": format!("{v4}/32"), "interface": 0},
-                {"address": format!("{v6}/128"), "interface": 0},
-            ],
-            "dns": {},
-        });
-        let environment = environment(sandbox, pod);
-        let config = self.config(Some(&previous));
-        let command = self.command("ADD", &environment).stdin(config.as_bytes());
-        let start = Instant::now();
-        let ran = command.run();
-        let time = start.elapsed();
-        ran.with_context(|| format!("ADD of {}; the agent's log:\n{}", pod.name(), self.log()))?;
-        Ok(time)
-    }
-
-    /// Runs DEL.
-    pub(crate) fn del(&self, sandbox: &Sandbox, pod: Pod) -> Result<()> {
-        self.run("DEL", &environment(sandbox, pod))
-    }
-
-    fn run(&self, verb: &str, env: &[(&str, String)]) -> Result<()> {
-        let config = self.config(None);
-        self.command(verb, env).stdin(config.as_bytes()).run()?;
-        Ok(())
-    }
-
-    fn command(&self, verb: &str, env: &[(&str, String)]) -> Command<'static> {
-        let command = Command::new(&self.plugin).env("CNI_COMMAND", verb);
-        env.iter().fold(command, |command, (name, value)| command.env(name, value))
-    }
-
-    fn config(&self, previous: Option<&Value>) -> String {
-        let mut config = json!({
+        let config = json!({
             "cniVersion": "1.1.0",
             "name": "bench",
             "type": "istio-cni",
             "plugin_log_level": "error",
-            "cni_agent_run_dir": self.run_dir,
+            "cni_agent_run_dir": self.directories.run,
+            "prevResult": {
+                "cniVersion": "1.1.0",
+                "interfaces": [{"name": "eth0", "sandbox": sandbox.netns.path()}],
+                "ips": [
+                    {"address": format!("{v4}/32"), "interface": 0},
+                    {"address": format!("{v6}/128"), "interface": 0},
+                ],
+                "dns": {},
+            },
         });
-        if let Some(previous) = previous {
-            config["prevResult"] = previous.clone();
-        }
-        config.to_string()
+        self.run("ADD", &config, sandbox, pod)
     }
 
-    fn until(&self, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match attempt() {
-                Ok(()) => return Ok(()),
-                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
-                Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!("no success in {PATIENCE:?}; the agent's log:\n{}", self.log())
-                    });
-                }
-            }
-        }
+    /// Runs DEL.
+    pub(crate) fn del(&self, sandbox: &Sandbox, pod: Pod) -> Result<()> {
+        let config = json!({
+            "cniVersion": "1.1.0",
+            "name": "bench",
+            "type": "istio-cni",
+            "plugin_log_level": "error",
+            "cni_agent_run_dir": self.directories.run,
+        });
+        self.run("DEL", &config, sandbox, pod).map(drop)
     }
 
-    /// The end of its log.
-    fn log(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+    fn run(&self, verb: &str, config: &Value, sandbox: &Sandbox, pod: Pod) -> Result<Duration> {
+        let stdin = config.to_string();
+        let id = sandbox.container_id();
+        let args = [
+            "IgnoreUnknown=1".to_owned(),
+            format!("K8S_POD_NAMESPACE={}", pod.namespace),
+            format!("K8S_POD_NAME={}", pod.name()),
+            format!("K8S_POD_INFRA_CONTAINER_ID={id}"),
+            format!("K8S_POD_UID=uid-of-{}", pod.name()),
+        ];
+        let command = Command::new(&self.plugin)
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_NETNS", sandbox.netns.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env("CNI_ARGS", args.join(";"))
+            .stdin(stdin.as_bytes());
+        let start = Instant::now();
+        let ran = command.run();
+        let time = start.elapsed();
+        ran.with_context(|| format!("{verb} of {}; {}", pod.name(), self.last_words()))?;
+        Ok(time)
+    }
+
+    fn last_words(&self) -> String {
+        let log = self.running.log();
+        let lines: Vec<_> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(10)..].join("\n");
+        format!("the agent's log ends with:\n{last}")
     }
 }
 
-fn environment(sandbox: &Sandbox, pod: Pod) -> Vec<(&'static str, String)> {
-    let id = sandbox.container_id();
-    let args = [
-        "IgnoreUnknown=1".to_owned(),
-        format!("K8S_POD_NAMESPACE={}", pod.namespace),
-        format!("K8S_POD_NAME={}", pod.name()),
-        format!("K8S_POD_INFRA_CONTAINER_ID={id}"),
-        format!("K8S_POD_UID={}", pod.uid()),
-    ];
-    vec![
-        ("CNI_CONTAINERID", id),
-        ("CNI_NETNS", sandbox.netns.path().display().to_string()),
-        ("CNI_IFNAME", "eth0".to_owned()),
-        ("CNI_PATH", "/opt/cni/bin".to_owned()),
-        ("CNI_ARGS", args.join(";")),
-    ]
-}
-
-/// A Namespace object.
-pub(crate) fn namespace(name: &str) -> Value {
-    let mut labels = json!({"kubernetes.io/metadata.name": name});
-    if name == MESH {
-        labels["istio-injection"] = json!("enabled");
+/// Where the programs are that are measured. The suite's own are not used.
+pub(crate) fn programs(dist: &Path) -> Programs {
+    Programs {
+        dir: dist.to_owned(),
+        plugin: dist.join("istio-cni"),
+        sluice: dist.join("sluice"),
+        stand_in: PathBuf::new(),
+        packet: PathBuf::new(),
     }
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 }
