@@ -67,15 +67,20 @@ pub(crate) struct Batch {
     deletes: bool,
 }
 
+/// NFNL_BATCH_GENID
+const BATCH_GENERATION: u16 = 1;
+
 /// Sequence number of the message that begins a batch; the n-th message has n + 1
 /// more.
 const BATCH_SEQUENCE: u32 = 1;
 
 impl Batch {
-    pub(crate) fn new() -> Self {
+    /// A batch that the kernel takes only while its rules are of this generation;
+    /// else it answers ERESTART (since 4.12; before, it takes the batch).
+    pub(crate) fn new(generation: u32) -> Self {
         let mut batch =
             Self { buffer: Buffer::with_capacity(16 << 10), count: 0, last: 0, deletes: false };
-        batch.border(libc::NFNL_MSG_BATCH_BEGIN, BATCH_SEQUENCE);
+        batch.border(libc::NFNL_MSG_BATCH_BEGIN, BATCH_SEQUENCE, Some(generation));
         batch
     }
 
@@ -95,11 +100,14 @@ impl Batch {
         self.deletes = true;
     }
 
-    fn border(&mut self, kind: i32, sequence: u32) {
+    fn border(&mut self, kind: i32, sequence: u32, generation: Option<u32>) {
         let kind = u16::try_from(kind).unwrap_or_default();
         self.buffer.message(kind, REQUEST, sequence, |buffer| {
             // struct nfgenmsg: family, version, subsystem (big endian).
             buffer.raw(&[0, 0, 0, libc::NFNL_SUBSYS_NFTABLES.to_le_bytes()[0]]);
+            if let Some(generation) = generation {
+                buffer.be32(BATCH_GENERATION, generation);
+            }
         });
     }
 }
@@ -255,7 +263,7 @@ impl Socket {
         // On the last message and not on the end of the batch, where only new
         // kernels honour it.
         batch.buffer.add_flags(batch.last, ACK);
-        batch.border(libc::NFNL_MSG_BATCH_END, last + 1);
+        batch.border(libc::NFNL_MSG_BATCH_END, last + 1, None);
         let bytes = batch.buffer.as_slice();
         if bytes.len() > LARGE_BATCH {
             // Twice: the kernel counts its bookkeeping in. Fine without: then the

@@ -47,14 +47,20 @@ pub(super) struct Transaction<'a> {
 
 impl<'a> Transaction<'a> {
     /// Deletes tables, then creates those of `ruleset`, which must not exist by
-    /// then: the kernel refuses the whole batch if one does.
+    /// then: the kernel refuses the whole batch if one does, or if its rules are of
+    /// another generation than those that were looked at.
     ///
     /// # Errors
     /// When an owner is still a name: leaving the condition out would make the
     /// rule hold for everybody.
-    pub(super) fn new(delete: &'a [String], ruleset: &'a Ruleset) -> Result<Self, BackendError> {
+    pub(super) fn new(
+        generation: u32,
+        delete: &'a [String],
+        ruleset: &'a Ruleset,
+    ) -> Result<Self, BackendError> {
         refuse_names(ruleset)?;
-        let mut transaction = Self { batch: Batch::new(), steps: Vec::with_capacity(64), sets: 0 };
+        let mut transaction =
+            Self { batch: Batch::new(generation), steps: Vec::with_capacity(64), sets: 0 };
         for name in delete {
             transaction.batch.deletes();
             transaction.push(Step::Delete(name), DELTABLE, 0, |b| b.text(TABLE_NAME, name));

@@ -24,11 +24,17 @@ use nix::errno::Errno;
 use redirect::desired::Desired;
 use redirect::nft::{Ruleset, lower};
 
-/// Somebody else changes our tables at the same time; after this many rounds it
-/// is an error.
-const ROUNDS: u32 = 4;
+/// Somebody else changes rules of the namespace at the same time; after this many
+/// rounds it is an error.
+const ROUNDS: u32 = 16;
+
+/// The kernel compares with no generation then.
+const ANY_GENERATION: u32 = 0;
 
 /// Programs rules over netlink. It has no state: every call looks at the kernel.
+///
+/// Callers that want different plans for one namespace at once get the rules of
+/// one of them, whole; its routing may be missing then until the next round.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nftables;
 
@@ -111,6 +117,9 @@ fn apply_rules(
     loop {
         rounds += 1;
         let mut socket = Socket::open(Protocol::Netfilter)?;
+        // What is looked at from here on must be what the batch replaces: a table
+        // that somebody adds meanwhile would stay beside ours.
+        let generation = kernel::generation(&mut socket)?;
         let present: Vec<String> =
             kernel::our_tables(&mut socket)?.into_iter().map(|(name, _)| name).collect();
         if !present.is_empty() {
@@ -120,15 +129,14 @@ fn apply_rules(
                 return Ok(Applied::Unchanged);
             }
         }
-        let transaction = Transaction::new(&present, want)?;
+        let transaction = Transaction::new(generation, &present, want)?;
         if transaction.batch.is_empty() {
             return Ok(Applied::Unchanged);
         }
         match commit(socket, transaction)? {
             Ok(()) if present.is_empty() => return Ok(Applied::Created),
             Ok(()) => return Ok(Applied::Replaced),
-            // A table came or went since it was looked for.
-            Err((Errno::EEXIST | Errno::ENOENT, _)) if rounds < ROUNDS => (),
+            Err((errno, _)) if was_overtaken(errno) && rounds < ROUNDS => (),
             Err((_, error)) => return Err(error.into()),
         }
     }
@@ -151,10 +159,16 @@ fn commit(
     }))
 }
 
+/// True when the rules changed between the look and the batch: by generation, and
+/// where the kernel does not heed that, because a table came or went.
+fn was_overtaken(errno: Errno) -> bool {
+    matches!(errno, Errno::ERESTART | Errno::EEXIST | Errno::ENOENT)
+}
+
 fn delete_table(name: String) -> Result<(), BackendError> {
     let tables = [name];
     let nothing = Ruleset::default();
-    let transaction = Transaction::new(&tables, &nothing)?;
+    let transaction = Transaction::new(ANY_GENERATION, &tables, &nothing)?;
     match commit(Socket::open(Protocol::Netfilter)?, transaction)? {
         // Gone is what was wanted.
         Ok(()) | Err((Errno::ENOENT, _)) => Ok(()),

@@ -52,7 +52,17 @@ pub fn ensure(want: &Routing) -> Result<bool, BackendError> {
             changed |= add(policy::add_rule(&mut socket, mark), mark.family)?;
         }
         if !policy::has_route(&mut socket, mark)? {
-            changed |= add(policy::add_route(&mut socket, mark), mark.family)?;
+            let added = match policy::add_route(&mut socket, mark) {
+                // Somebody else's, or ours by somebody who was faster.
+                Err(error)
+                    if error.errno() == Some(Errno::EEXIST)
+                        && policy::has_route(&mut socket, mark)? =>
+                {
+                    Ok(())
+                }
+                other => other,
+            };
+            changed |= add(added, mark.family)?;
         }
     }
     Ok(changed)
@@ -97,10 +107,11 @@ pub fn remove(routing: &Routing) -> Result<(), Vec<BackendError>> {
         Err(error) => return Err(vec![error.into()]),
     };
     let mut errors = Vec::new();
-    let mut note = |result: Result<(), NetlinkError>| {
-        if let Err(error) = result {
-            errors.push(error.into());
-        }
+    let mut note = |result: Result<(), NetlinkError>| match result {
+        // Somebody else was faster.
+        Err(error) if error.errno().is_some_and(is_gone) => (),
+        Err(error) => errors.push(error.into()),
+        Ok(()) => (),
     };
     for mark in &routing.marks {
         note(policy::delete_rules(&mut socket, mark));
@@ -132,7 +143,11 @@ pub fn stale(want: &Routing) -> Routing {
     stale
 }
 
-/// True when it was added; false when somebody else was faster.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL)
+}
+
+/// True: it was added. Says so when IPv6 is wanted where there is none.
 fn add(result: Result<(), NetlinkError>, family: Family) -> Result<bool, BackendError> {
     match result {
         Ok(()) => Ok(true),

@@ -10,6 +10,7 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use nix::errno::Errno;
 use redirect::desired::MarkRoute;
 use redirect::net::Family;
 
@@ -76,7 +77,11 @@ fn rule(want: &MarkRoute) -> RuleMessage {
 pub(super) fn add_rule(socket: &mut Socket, want: &MarkRoute) -> Result<(), NetlinkError> {
     let object = || format!("add {}", rule_name(want));
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    socket.request(object, libc::RTM_NEWRULE, flags, |b| write(b, &rule(want)))
+    match socket.request(object, libc::RTM_NEWRULE, flags, |b| write(b, &rule(want))) {
+        // The kernel compares all of the rule, so it is ours by somebody faster.
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
 }
 
 pub(super) fn delete_rules(socket: &mut Socket, want: &MarkRoute) -> Result<(), NetlinkError> {
@@ -87,7 +92,10 @@ pub(super) fn delete_rules(socket: &mut Socket, want: &MarkRoute) -> Result<(), 
         let object = || format!("delete {}", rule_name(want));
         // Word for word with its priority: what a request does not mention
         // matches any rule, so `fwmark 1337` would take `fwmark 1337 iif eth0` too.
-        socket.request(object, libc::RTM_DELRULE, 0, |b| b.raw(&found))?;
+        match socket.request(object, libc::RTM_DELRULE, 0, |b| b.raw(&found)) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => (),
+            other => other?,
+        }
     }
     Ok(())
 }

@@ -232,28 +232,30 @@ fn many_rules_fit_into_one_batch() {
 
 #[test]
 fn many_at_once_agree() {
-    let ns = Netns::create().unwrap();
     let plans = [plan("basic"), plan("dns dual"), plan("tproxy dual")];
-    std::thread::scope(|scope| {
-        for n in 0..6 {
-            let (ns, want) = (&ns, &plans[n % plans.len()]);
-            scope.spawn(move || {
-                for _ in 0..5 {
-                    // Each may lose its race ROUNDS times; it must never leave a mix.
-                    let _ = within(ns, || Nftables::new().apply(want, None)).unwrap();
-                }
-            });
-        }
-    });
-    within(&ns, || {
-        let holds = |want: &&Desired| {
-            let diff = Nftables::new().observe(want).unwrap();
-            !diff.missing.iter().chain(&diff.unexpected).any(|line| line.contains("inet"))
-                && diff.misplaced.is_empty()
-        };
-        assert_eq!(plans.iter().filter(holds).count(), 1, "{}", listing());
-    })
-    .unwrap();
+    for _ in 0..20 {
+        let ns = Netns::create().unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..6 {
+                let (ns, want) = (&ns, &plans[n % plans.len()]);
+                scope.spawn(move || {
+                    for _ in 0..3 {
+                        within(ns, || Nftables::new().apply(want, None)).unwrap().unwrap();
+                    }
+                });
+            }
+        });
+        // Whoever was last, its rules hold and no table of another's is beside them.
+        within(&ns, || {
+            let holds = |want: &&Desired| {
+                let diff = Nftables::new().observe(want).unwrap();
+                let mut lines = diff.missing.iter().chain(&diff.unexpected);
+                !lines.any(|line| line.contains("inet")) && diff.misplaced.is_empty()
+            };
+            assert_eq!(plans.iter().filter(holds).count(), 1, "{}", listing());
+        })
+        .unwrap();
+    }
 }
 
 #[test]
