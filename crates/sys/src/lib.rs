@@ -9,6 +9,8 @@ pub mod iptables;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod probe;
 pub mod process;
 mod reaper;
 pub mod routing;
+pub mod socket;

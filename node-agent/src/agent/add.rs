@@ -1,0 +1,197 @@
+//! ADD: decide, program, prove, record, answer.
+
+use super::{Agent, answer, in_time, sandbox};
+use crate::backend::Programmed;
+use crate::failure::{Failure, causes};
+use crate::record::{self, Facts, PodKey, Record, SandboxId};
+use redirect::desired::Form;
+use redirect::enroll::{self, decide};
+use redirect::net::Family;
+use redirect::plan::Plan;
+use redirect::pod::Pod;
+use redirect::sidecar::{self, PlanError, plan};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+use sys::netns::{Netns, within_pod};
+use sys::probe::{self, Inside, ProbeError, Report};
+use wire::code;
+use wire::request::{Answer, Decision, PodRequest};
+
+/// What was done inside the pod's namespace.
+struct Done {
+    addresses: Vec<IpAddr>,
+    plan: Plan,
+    programmed: Programmed,
+}
+
+impl Agent {
+    /// Captures a pod, or says why not. Rules that are in stay in when a later step
+    /// fails: a sandbox that is captured for nothing is deleted by the runtime, one
+    /// that is not captured could be started.
+    pub(super) fn add(
+        &self,
+        request: &PodRequest,
+        fd: Option<OwnedFd>,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let sandbox = sandbox(request)?;
+        if request.pod_name.is_empty() || request.pod_namespace.is_empty() {
+            return Err(Failure::bad_request(
+                "request names no pod: PodName or PodNamespace is empty",
+            ));
+        }
+        let netns = self.netns(request, fd)?;
+        let found = self.find(request, deadline)?;
+        let pod = &found.pod;
+        let decision = decide(pod, found.namespace.as_ref(), &self.config).map_err(|error| {
+            Failure::new(
+                code::UNKNOWN_POD,
+                error.to_string(),
+                "add a manifest of the namespace with its labels to the pods directory",
+            )
+        })?;
+        match decision {
+            enroll::Decision::Skip(reason) => {
+                tracing::info!(
+                    ns = pod.namespace,
+                    pod = pod.name,
+                    uid = pod.uid,
+                    netns = %netns.id(),
+                    reason = reason.code(),
+                    "left alone"
+                );
+                Ok(answer(Decision::Skip, reason.to_string()))
+            }
+            enroll::Decision::Ambient => Err(Failure::new(
+                code::CAPTURE_UNSUPPORTED,
+                format!(
+                    "pod {}/{} is to be captured for ztunnel, which this agent cannot do",
+                    pod.namespace, pod.name
+                ),
+                "turn ambient mode off, or label the pod istio.io/dataplane-mode=none",
+            )),
+            enroll::Decision::Sidecar => {
+                self.capture(request, sandbox.as_ref(), &netns, pod, deadline)
+            }
+        }
+    }
+
+    fn capture(
+        &self,
+        request: &PodRequest,
+        sandbox: Option<&SandboxId>,
+        netns: &Netns,
+        pod: &Pod,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let _turns = self.turns(sandbox, Some(netns.id()), deadline)?;
+        in_time(deadline, "the rules were programmed")?;
+        for warning in sidecar::warnings(pod) {
+            tracing::warn!(ns = pod.namespace, pod = pod.name, reason = warning, "setting ignored");
+        }
+        let host = self.hosts[0];
+        let (done, inside) = within_pod(netns, host, || self.program(pod)).map_err(|error| {
+            Failure::new(code::INVALID_NETNS, causes(&error), "the runtime makes a new sandbox")
+        })??;
+        let report = inside.finish(netns).map_err(|error| not_proved(&error))?;
+        in_time(deadline, "the record was written")?;
+        let record = self.record(request, netns, pod, &done);
+        if let Some(id) = sandbox {
+            self.records.write(id, &record).map_err(|error| {
+                Failure::new(
+                    code::RECORD_NOT_WRITTEN,
+                    causes(&error),
+                    "make room on the file system of the agent's run directory; the sandbox is captured but not started",
+                )
+            })?;
+        }
+        log(pod, netns, &done.programmed, &report, sandbox.is_none());
+        Ok(answer(Decision::Sidecar, report.to_string()))
+    }
+
+    /// In the pod's namespace: plan, rules, and the proof of what leaves it.
+    fn program(&self, pod: &Pod) -> Result<(Done, Inside), Failure> {
+        let rules = |what: String| {
+            let next = "nothing was started; look in the agent's log, and whether the node's kernel has nf_tables or ip_tables";
+            Failure::new(code::RULES_NOT_PROGRAMMED, what, next)
+        };
+        let addresses = sys::routing::addresses().map_err(|error| rules(causes(&error)))?;
+        let plan = plan(pod, &self.config, &addresses).map_err(|error| refused(pod, &error))?;
+        let programmed = self.backend.program(&plan).map_err(rules)?;
+        let inside = probe::inside(&plan, &addresses).map_err(|error| not_proved(&error))?;
+        Ok((Done { addresses, plan, programmed }, inside))
+    }
+
+    fn record(&self, request: &PodRequest, netns: &Netns, pod: &Pod, done: &Done) -> Record {
+        let sluice = request.sluice.clone().unwrap_or_default();
+        let id = netns.id();
+        Record {
+            version: Record::VERSION,
+            sandbox: sluice.container_id,
+            interface: sluice.if_name,
+            pod: PodKey {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                uid: pod.uid.clone().or_else(|| Some(sluice.pod_uid).filter(|uid| !uid.is_empty())),
+            },
+            netns: record::Namespace { dev: id.dev, ino: id.ino },
+            backend: done.programmed.kind.to_string(),
+            rules: rules_hash(&done.plan),
+            addresses: done.addresses.clone(),
+            facts: Facts::of(pod),
+        }
+    }
+}
+
+fn refused(pod: &Pod, error: &PlanError) -> Failure {
+    let what = format!("pod {}/{}: {error}", pod.namespace, pod.name);
+    match error {
+        PlanError::NoAddress => Failure::new(
+            code::INVALID_NETWORK_CONFIG,
+            what,
+            "put istio-cni behind the plugin that gives the pod its address, and look whether that plugin worked",
+        ),
+        _ => Failure::new(code::INVALID_ANNOTATION, what, "correct the pod's manifest"),
+    }
+}
+
+fn not_proved(error: &ProbeError) -> Failure {
+    Failure::new(
+        code::CAPTURE_NOT_PROVED,
+        format!("capture is not proved: {}", causes(error)),
+        "the rules stay in the sandbox, which was not started; look for rules of others in the pod's namespace (raw and filter tables), and whether lo is up",
+    )
+}
+
+fn log(pod: &Pod, netns: &Netns, programmed: &Programmed, report: &Report, unrecorded: bool) {
+    tracing::info!(
+        ns = pod.namespace,
+        pod = pod.name,
+        uid = pod.uid,
+        netns = %netns.id(),
+        backend = %programmed.kind,
+        applied = %programmed.applied,
+        reason = programmed.note,
+        proof = %report,
+        unrecorded,
+        "captured"
+    );
+}
+
+/// FNV-1a of the rules as text: tells one set of rules from another in a record,
+/// the same in every build.
+pub(super) fn rules_hash(plan: &Plan) -> String {
+    let desired = redirect::compile::compile(plan, Form::Sluice);
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut add = |text: &str| {
+        for byte in text.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for family in [Family::V4, Family::V6] {
+        add(&redirect::iptables::render(&desired, family));
+    }
+    add(&format!("{:?}", desired.routing));
+    format!("{hash:016x}")
+}

@@ -1,0 +1,146 @@
+//! CHECK, DEL, GC and STATUS.
+
+use super::{Agent, answer, sandbox};
+use crate::failure::{Failure, causes};
+use redirect::enroll::{self, decide};
+use redirect::plan::Plan;
+use redirect::pod::Pod;
+use redirect::sidecar::plan;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+use sys::netns::within_pod;
+use wire::code;
+use wire::request::{Answer, Decision, GcRequest, PodRequest};
+
+/// Lines of a difference that fit an error message.
+const DIFF_LINES: usize = 3;
+
+impl Agent {
+    /// Compares a pod's namespace with what its plan wants.
+    pub(super) fn check(
+        &self,
+        request: &PodRequest,
+        fd: Option<OwnedFd>,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let sandbox = sandbox(request)?;
+        let netns = self.netns(request, fd)?;
+        let record = match &sandbox {
+            Some(id) => self.records.read(id).map_err(|error| {
+                Failure::new(
+                    code::IO_FAILURE,
+                    causes(&error),
+                    "remove the file; the next ADD writes it anew",
+                )
+            })?,
+            None => None,
+        };
+        // What was planned at ADD holds, whatever the manifest says by now.
+        let (pod, addresses): (Pod, Option<Vec<IpAddr>>) = match record {
+            Some(record) => (record.pod(), Some(record.addresses)),
+            None => {
+                let found = self.find(request, deadline)?;
+                let decision = decide(&found.pod, found.namespace.as_ref(), &self.config);
+                if let Ok(enroll::Decision::Skip(reason)) = decision {
+                    return Ok(answer(Decision::Skip, reason.to_string()));
+                }
+                (found.pod, None)
+            }
+        };
+        let _turns = self.turns(sandbox.as_ref(), Some(netns.id()), deadline)?;
+        let diff = within_pod(&netns, self.hosts[0], || {
+            let missing = |what: String| Failure::new(code::RULES_MISSING, what, NEXT);
+            let addresses = match addresses {
+                Some(addresses) => addresses,
+                None => sys::routing::addresses().map_err(|error| missing(causes(&error)))?,
+            };
+            let plan: Plan =
+                plan(&pod, &self.config, &addresses).map_err(|error| missing(error.to_string()))?;
+            self.backend.observe(&plan).map_err(missing)
+        })
+        .map_err(|error| Failure::new(code::INVALID_NETNS, causes(&error), NEXT))??;
+        if diff.is_empty() {
+            return Ok(answer(Decision::Sidecar, "the rules hold"));
+        }
+        let text = diff.to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        let shown = lines[..lines.len().min(DIFF_LINES)].join("; ");
+        let more = lines.len().saturating_sub(DIFF_LINES);
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        Err(Failure::new(
+            code::RULES_MISSING,
+            format!(
+                "rules of pod {}/{} are not what they must be: {shown}{more}",
+                pod.namespace, pod.name
+            ),
+            NEXT,
+        ))
+    }
+
+    /// Forgets a sandbox. Its rules go with its namespace.
+    pub(super) fn del(&self, request: &PodRequest, deadline: Instant) -> Result<Answer, Failure> {
+        let Some(id) = sandbox(request)? else {
+            return Ok(answer(Decision::Done, "nothing is recorded without a container id"));
+        };
+        let _turns = self.turns(Some(&id), None, deadline)?;
+        let removed = self.records.remove(&id).map_err(|error| {
+            Failure::new(code::IO_FAILURE, causes(&error), "the record stays; GC removes it later")
+        })?;
+        if removed {
+            tracing::info!(
+                ns = request.pod_namespace,
+                pod = request.pod_name,
+                uid = request.sluice.as_ref().map(|s| s.pod_uid.as_str()),
+                sandbox = id.as_str(),
+                "forgotten"
+            );
+        }
+        Ok(answer(Decision::Done, if removed { "removed" } else { "not known" }))
+    }
+
+    /// Forgets what the runtime does not list. A runtime that lists nothing at all
+    /// did not say anything.
+    pub(super) fn gc(&self, request: &GcRequest) -> Result<Answer, Failure> {
+        let Some(live) = &request.attachments else {
+            return Ok(answer(Decision::Done, "the runtime did not say what lives"));
+        };
+        let (removed, errors) = self.records.retain(live);
+        for id in &removed {
+            tracing::info!(
+                sandbox = id.as_str(),
+                reason = "not listed by the runtime",
+                "forgotten"
+            );
+        }
+        if let Some(error) = errors.first() {
+            let more = if errors.len() > 1 {
+                format!(" (and {} more)", errors.len() - 1)
+            } else {
+                String::new()
+            };
+            return Err(Failure::new(
+                code::IO_FAILURE,
+                format!("{}{more}", causes(error)),
+                "the next GC tries again",
+            ));
+        }
+        Ok(answer(Decision::Done, format!("removed {}", removed.len())))
+    }
+
+    /// Whether an ADD would be served now: tried, not remembered.
+    pub(super) fn status(&self) -> Result<Answer, Failure> {
+        self.backend.prove().map_err(|why| {
+            Failure::new(
+                code::NOT_AVAILABLE,
+                format!("backend {} does not work on this node now: {why}", self.backend.kind()),
+                "look in the agent's log, and whether the node's kernel has nf_tables or ip_tables",
+            )
+            .with_status(503)
+        })?;
+        Ok(answer(Decision::Done, format!("backend {} works", self.backend.kind())))
+    }
+}
+
+const NEXT: &str =
+    "delete the pod so that its sandbox is made anew; until then its traffic may pass by the proxy";

@@ -1,0 +1,211 @@
+//! The agent of a node: what each request does. [`crate::server`] owns the socket,
+//! `redirect` the decisions, `sys` the effects; this brings them together.
+
+mod add;
+mod busy;
+mod check;
+mod start;
+
+pub(crate) use start::run;
+
+use crate::backend::NodeBackend;
+use crate::failure::{Failure, causes};
+use crate::record::{Records, SandboxId};
+use crate::server::Service;
+use crate::source::{Directory, Found, Missing, Wanted};
+use busy::{Busy, Key, Turn};
+use redirect::enroll::Config;
+use serde::de::DeserializeOwned;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use sys::netns::{Netns, NetnsId};
+use wire::code;
+use wire::request::{Answer, Decision, Endpoint, Extension, GcRequest, PodRequest};
+
+/// Time for a request that names none. Istio's plugin gives up after 5 s
+/// (reference 1.4), and has to be told before.
+const DEFAULT_LIMIT: Duration = Duration::from_millis(4500);
+
+/// Longest time that a request is given, whatever it asks for.
+const MAX_LIMIT: Duration = Duration::from_secs(60);
+
+/// Kept of the plugin's deadline for the answer's way back.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// How long a pod's manifest may be behind its sandbox.
+const POD_WAIT: Duration = Duration::from_secs(1);
+
+/// Everything that requests share.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    source: Arc<Directory>,
+    config: Config,
+    backend: NodeBackend,
+    records: Records,
+    busy: Busy,
+    /// Namespaces that are never programmed: the agent's own, and that of pid 1.
+    /// The first is the one the agent proves arrivals from.
+    hosts: Vec<NetnsId>,
+}
+
+impl Service for Agent {
+    fn deadline(&self, _: Endpoint, body: &[u8]) -> Duration {
+        // Read leniently: what is wrong with the body is said where it is used.
+        #[derive(serde::Deserialize)]
+        struct Sent {
+            #[serde(rename = "Sluice")]
+            sluice: Option<Extension>,
+        }
+        let sent = serde_json::from_slice::<Sent>(body).ok().and_then(|b| b.sluice);
+        limit(sent.map_or(0, |sluice| sluice.deadline_ms))
+    }
+
+    fn serve(
+        &self,
+        endpoint: Endpoint,
+        body: &[u8],
+        netns: Option<OwnedFd>,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        match endpoint {
+            Endpoint::Add => self.add(&parse(body)?, netns, deadline),
+            Endpoint::Check => self.check(&parse(body)?, netns, deadline),
+            Endpoint::Del => self.del(&parse(body)?, deadline),
+            Endpoint::Gc => self.gc(&parse::<GcRequest>(body)?),
+            Endpoint::Status => self.status(),
+        }
+    }
+}
+
+fn limit(asked_ms: u64) -> Duration {
+    if asked_ms == 0 {
+        return DEFAULT_LIMIT;
+    }
+    let asked = Duration::from_millis(asked_ms).min(MAX_LIMIT);
+    // A very short one is not eaten up by the margin.
+    asked.saturating_sub(MARGIN).max(asked / 2)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body)
+        .map_err(|error| Failure::bad_request(format!("request body is not valid: {error}")))
+}
+
+fn answer(decision: Decision, reason: impl Into<String>) -> Answer {
+    Answer { decision, reason: reason.into() }
+}
+
+impl Agent {
+    /// The pod's namespace: the descriptor that came along or, from Istio's plugin,
+    /// the path. Never the host's.
+    fn netns(&self, request: &PodRequest, fd: Option<OwnedFd>) -> Result<Netns, Failure> {
+        let next = "the runtime must pass the sandbox's own network namespace in CNI_NETNS";
+        let invalid = |what: String| Failure::new(code::INVALID_NETNS, what, next);
+        let netns = match fd {
+            Some(fd) => Netns::from_fd(fd),
+            None if request.netns.is_empty() => {
+                return Err(invalid(
+                    "no network namespace: neither a descriptor nor a path came with the request"
+                        .to_owned(),
+                ));
+            }
+            None => Netns::open(Path::new(&request.netns)),
+        };
+        let netns = netns.map_err(|error| {
+            invalid(format!("network namespace {:?}: {}", request.netns, causes(&error)))
+        })?;
+        if self.hosts.contains(&netns.id()) {
+            return Err(invalid(format!(
+                "network namespace {:?} is the host's own, not a pod's",
+                request.netns
+            )));
+        }
+        Ok(netns)
+    }
+
+    /// The pod, waiting a moment for its manifest.
+    fn find(&self, request: &PodRequest, deadline: Instant) -> Result<Found, Failure> {
+        let PodRequest { pod_name, pod_namespace, sluice, .. } = request;
+        let wanted = Wanted {
+            namespace: pod_namespace,
+            name: pod_name,
+            uid: sluice.as_ref().map_or("", |s| &s.pod_uid),
+        };
+        let until = deadline.min(Instant::now() + POD_WAIT);
+        self.source.wait(wanted, until).map_err(|missing| {
+            let what = match missing {
+                Missing::Unknown => format!("pod {pod_namespace}/{pod_name} is not known to the agent"),
+                Missing::OtherUid(uid) => format!(
+                    "pod {pod_namespace}/{pod_name} is known to the agent with uid {uid}, not {}",
+                    wanted.uid
+                ),
+            };
+            Failure::new(
+                code::UNKNOWN_POD,
+                what,
+                "the runtime tries again; if it stays, look in the agent's log for a manifest that cannot be used",
+            )
+        })
+    }
+
+    /// The turn of a sandbox and of a namespace, in this order.
+    fn turns(
+        &self,
+        sandbox: Option<&SandboxId>,
+        netns: Option<NetnsId>,
+        deadline: Instant,
+    ) -> Result<Vec<Turn<'_>>, Failure> {
+        let keys = sandbox.cloned().map(Key::Sandbox).into_iter().chain(netns.map(Key::Netns));
+        keys.map(|key| {
+            self.busy.enter(key, deadline).ok_or_else(|| {
+                Failure::new(
+                    code::AGENT_TIMED_OUT,
+                    "another request for the same sandbox is still under way",
+                    "the runtime tries again",
+                )
+            })
+        })
+        .collect()
+    }
+}
+
+/// The sandbox that a request is about; `None` when it is Istio's plugin that asks,
+/// which does not say.
+fn sandbox(request: &PodRequest) -> Result<Option<SandboxId>, Failure> {
+    let Some(sluice) = &request.sluice else { return Ok(None) };
+    SandboxId::new(&sluice.container_id).map(Some).map_err(|error| {
+        Failure::new(
+            code::INVALID_ENVIRONMENT,
+            error.to_string(),
+            "the runtime must pass the sandbox's id in CNI_CONTAINERID",
+        )
+        .with_status(400)
+    })
+}
+
+/// Fails when time is up. `step` is what would have come next.
+fn in_time(deadline: Instant, step: &str) -> Result<(), Failure> {
+    if Instant::now() < deadline {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code::AGENT_TIMED_OUT,
+        format!("time was up before {step}"),
+        "the runtime tries again; if it stays, look in the agent's log for what is slow",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_time_for_the_answer() {
+        assert_eq!(limit(0), DEFAULT_LIMIT);
+        assert_eq!(limit(4500), Duration::from_millis(4400));
+        assert_eq!(limit(100), Duration::from_millis(50));
+        assert_eq!(limit(u64::MAX), MAX_LIMIT - MARGIN);
+    }
+}

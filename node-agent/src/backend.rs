@@ -1,0 +1,234 @@
+//! Which backend programs this node's pods, and what it does with a pod that the
+//! other one programmed before.
+
+use crate::failure::causes;
+use redirect::compile::compile;
+use redirect::desired::{Desired, Dialect, Form};
+use redirect::plan::Plan;
+use std::sync::OnceLock;
+use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff};
+use sys::iptables::{DetectError, Iptables};
+use sys::nftables::{Nftables, iptables_residue};
+use sys::probe::{ScratchError, scratch};
+
+/// What the operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Choice {
+    /// nftables if it works here, else iptables.
+    Auto,
+    /// nftables or nothing.
+    Nftables,
+    /// iptables or nothing.
+    Iptables,
+}
+
+/// Why there is no backend.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChoiceError {
+    /// The one that was asked for does not work.
+    #[error("backend {kind} does not work on this node: {why}")]
+    Unusable {
+        /// Which one.
+        kind: BackendKind,
+        /// What failed, on one line.
+        why: String,
+    },
+    /// None does.
+    #[error("no backend works on this node: nftables: {nftables}; iptables: {iptables}")]
+    Nothing {
+        /// Why not nftables.
+        nftables: String,
+        /// Why not iptables.
+        iptables: String,
+    },
+}
+
+/// The node's backend.
+#[derive(Debug)]
+pub(crate) struct NodeBackend {
+    kind: BackendKind,
+    nftables: Nftables,
+    /// Looking for the tools takes about 100 ms: on first need.
+    iptables: OnceLock<Result<Iptables, DetectError>>,
+}
+
+/// What was done to a namespace.
+#[derive(Debug)]
+pub(crate) struct Programmed {
+    /// Whose rules hold there.
+    pub(crate) kind: BackendKind,
+    /// What was written.
+    pub(crate) applied: Applied,
+    /// Why it is another backend than the node's, or what was converted.
+    pub(crate) note: Option<&'static str>,
+}
+
+impl NodeBackend {
+    /// Chooses, and proves the choice by sending a connection through it.
+    ///
+    /// # Errors
+    ///
+    /// When what was asked for, or everything, does not work.
+    pub(crate) fn choose(choice: Choice) -> Result<Self, ChoiceError> {
+        let with = |kind| Self { kind, nftables: Nftables::new(), iptables: OnceLock::new() };
+        let attempt = |kind| {
+            let backend = with(kind);
+            backend.prove().map(|()| backend)
+        };
+        let one = |kind| attempt(kind).map_err(|why| ChoiceError::Unusable { kind, why });
+        match choice {
+            Choice::Nftables => one(BackendKind::Nftables),
+            Choice::Iptables => one(BackendKind::Iptables),
+            Choice::Auto => match attempt(BackendKind::Nftables) {
+                Ok(backend) => Ok(backend),
+                Err(nftables) => match attempt(BackendKind::Iptables) {
+                    Ok(backend) => {
+                        tracing::warn!(
+                            reason = nftables,
+                            "nftables does not work on this node, iptables does"
+                        );
+                        Ok(backend)
+                    }
+                    Err(iptables) => Err(ChoiceError::Nothing { nftables, iptables }),
+                },
+            },
+        }
+    }
+
+    /// Which one it is.
+    pub(crate) fn kind(&self) -> BackendKind {
+        self.kind
+    }
+
+    /// The programs behind it, for people.
+    pub(crate) fn describe(&self) -> String {
+        match (self.kind, self.iptables.get()) {
+            (BackendKind::Iptables, Some(Ok(iptables))) => iptables.describe(),
+            (BackendKind::Iptables, _) => "iptables".to_owned(),
+            (BackendKind::Nftables, _) => "nf_tables over netlink".to_owned(),
+        }
+    }
+
+    /// Programs a scratch namespace and sends a connection through it.
+    ///
+    /// # Errors
+    ///
+    /// What failed, on one line.
+    pub(crate) fn prove(&self) -> Result<(), String> {
+        let proof =
+            |backend: &dyn Backend| scratch(backend).map_err(|error: ScratchError| causes(&error));
+        match self.kind {
+            BackendKind::Nftables => proof(&self.nftables),
+            BackendKind::Iptables => proof(self.iptables()?),
+        }
+    }
+
+    fn iptables(&self) -> Result<&Iptables, String> {
+        self.iptables.get_or_init(Iptables::detect).as_ref().map_err(|error| causes(error))
+    }
+
+    /// Makes a plan's rules hold in the calling thread's namespace.
+    ///
+    /// Where the other backend, or Istio with its tool, programmed the namespace
+    /// before: rules of the same plan are left as they are. Others are converted:
+    /// ours go in first, then theirs go, so that no connection finds none. (A
+    /// TPROXY pod's routing is shared by both and missing for the moment between.)
+    ///
+    /// # Errors
+    ///
+    /// When the namespace cannot be programmed; the text is one line.
+    pub(crate) fn program(&self, plan: &Plan) -> Result<Programmed, String> {
+        let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
+            BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
+            BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
+        };
+        let want = compile(plan, Form::Sluice);
+        let also = compile(plan, Form::Istio(dialect(own.kind())));
+        let apply = || own.apply(&want, Some(&also)).map_err(|error| causes(&error));
+        let Some(other) = other else {
+            let applied = apply()?;
+            return Ok(Programmed { kind: own.kind(), applied, note: None });
+        };
+        if holds(other, plan).map_err(|error| causes(&error))? {
+            let note = Some("rules of the same plan were there already and are left as they are");
+            return Ok(Programmed { kind: other.kind(), applied: Applied::Unchanged, note });
+        }
+        apply()?;
+        other.remove().map_err(|errors| {
+            let errors: Vec<String> = errors.iter().map(|error| causes(error)).collect();
+            format!("remove what {} left: {}", other.kind(), errors.join("; "))
+        })?;
+        // Removal takes the routing of both.
+        apply()?;
+        let note = Some("rules that the other backend left were replaced");
+        Ok(Programmed { kind: own.kind(), applied: Applied::Replaced, note })
+    }
+
+    /// How the calling thread's namespace differs from a plan; empty when the rules
+    /// of any form of it hold.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked; the text is one line.
+    pub(crate) fn observe(&self, plan: &Plan) -> Result<Diff, String> {
+        let own: &dyn Backend = match self.kind {
+            BackendKind::Nftables => &self.nftables,
+            BackendKind::Iptables => self.iptables()?,
+        };
+        let one_line = |error: BackendError| causes(&error);
+        if holds(own, plan).map_err(one_line)? {
+            return Ok(Diff::default());
+        }
+        let other = match self.kind {
+            BackendKind::Nftables => self.iptables_in_use()?,
+            BackendKind::Iptables => self.nftables_in_use(),
+        };
+        if let Some(other) = other
+            && holds(other, plan).map_err(one_line)?
+        {
+            return Ok(Diff::default());
+        }
+        own.observe(&compile(plan, Form::Sluice)).map_err(one_line)
+    }
+
+    /// iptables, when the namespace has anything of it.
+    fn iptables_in_use(&self) -> Result<Option<&dyn Backend>, String> {
+        let residue = iptables_residue().map_err(|error| causes(&error))?;
+        if residue.is_empty() {
+            return Ok(None);
+        }
+        match self.iptables() {
+            Ok(iptables) => Ok(Some(iptables)),
+            // Chains of Istio's would go on capturing beside ours.
+            Err(why) if !residue.nft_chains.is_empty() => Err(format!(
+                "iptables rules are in the namespace ({}) and no iptables is here to look at them: {why}",
+                residue.nft_chains.join(", ")
+            )),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// nftables, when the namespace has tables of our names.
+    fn nftables_in_use(&self) -> Option<&dyn Backend> {
+        // A kernel without nf_tables cannot be asked, and has none.
+        let diff = self.nftables.observe(&Desired::default()).ok()?;
+        (!diff.is_empty()).then_some(&self.nftables as &dyn Backend)
+    }
+}
+
+/// True when a form of the plan holds in the backend's own dialect.
+fn holds(backend: &dyn Backend, plan: &Plan) -> Result<bool, BackendError> {
+    for form in [Form::Sluice, Form::Istio(dialect(backend.kind()))] {
+        if backend.observe(&compile(plan, form))?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn dialect(kind: BackendKind) -> Dialect {
+    match kind {
+        BackendKind::Nftables => Dialect::Nftables,
+        BackendKind::Iptables => Dialect::Iptables,
+    }
+}

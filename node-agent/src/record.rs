@@ -1,0 +1,413 @@
+//! One file a captured sandbox: which pod, which namespace, which rules.
+//!
+//! A restarted agent reads from here what it programmed, and CHECK compares with
+//! what was planned then, whatever the pod's manifest says by now. The directory
+//! is on the run directory's file system, which a reboot empties together with
+//! the sandboxes; so a write is renamed into place, but not synced.
+
+use redirect::pod::{Container, PROXY_CONTAINER, Pod};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use wire::request::Attachment;
+
+/// Directory below the run directory.
+const DIRECTORY: &str = "sandboxes";
+/// Files that are being written begin so; no sandbox's name does.
+const TEMPORARY: &str = ".new-";
+/// Format of the file.
+const VERSION: u32 = 1;
+/// Longest sandbox name: with `.json` it must fit a file name.
+const MAX_ID: usize = 200;
+
+/// A sandbox's name, fit to be a file name: letters, digits, `_`, `.` and `-`,
+/// the first a letter or digit (the CNI specification's own rule).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SandboxId(String);
+
+/// Why a text names no sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "container id {0:?} is not valid: want a letter or digit, then letters, digits, '_', '.' and '-', at most {MAX_ID}"
+)]
+pub(crate) struct SandboxIdError(String);
+
+impl SandboxId {
+    /// Checks a container id.
+    pub(crate) fn new(text: &str) -> Result<Self, SandboxIdError> {
+        let mut bytes = text.bytes();
+        let valid = text.len() <= MAX_ID
+            && bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(SandboxIdError(text.chars().take(MAX_ID).collect()))
+        }
+    }
+
+    /// The id.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is known of a captured sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Format of the file.
+    pub(crate) version: u32,
+    /// The sandbox.
+    pub(crate) sandbox: String,
+    /// The interface it was added with.
+    pub(crate) interface: String,
+    /// The pod.
+    pub(crate) pod: PodKey,
+    /// Its network namespace.
+    pub(crate) netns: Namespace,
+    /// The backend that programmed it.
+    pub(crate) backend: String,
+    /// Hash of the rules.
+    pub(crate) rules: String,
+    /// The addresses that the plan was made with.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// What the plan was made of.
+    pub(crate) facts: Facts,
+}
+
+/// Which pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PodKey {
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its uid, as far as known.
+    pub(crate) uid: Option<String>,
+}
+
+/// Which network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Namespace {
+    /// Device of the namespace file.
+    pub(crate) dev: u64,
+    /// Its inode.
+    pub(crate) ino: u64,
+}
+
+/// The facts of a pod that its plan is made of, and nothing else: a pod's
+/// environment holds secrets, which have no business in another file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    annotations: BTreeMap<String, String>,
+    env: Vec<(String, String)>,
+    run_as_user: Option<i64>,
+    run_as_group: Option<i64>,
+}
+
+/// Switches of the proxy's environment that a plan depends on (reference 2.6).
+fn is_switch(name: &str) -> bool {
+    matches!(name, "ISTIO_META_DNS_CAPTURE" | "ISTIO_DUAL_STACK" | "INVALID_DROP")
+}
+
+impl Facts {
+    /// Of a pod.
+    pub(crate) fn of(pod: &Pod) -> Self {
+        let proxy = pod.proxy().unwrap_or_default();
+        let env = proxy.env.iter().filter(|(name, _)| is_switch(name));
+        Self {
+            annotations: pod
+                .annotations
+                .iter()
+                .filter(|(key, _)| key.contains("istio.io/"))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            env: env.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            run_as_user: proxy.run_as_user,
+            run_as_group: proxy.run_as_group,
+        }
+    }
+}
+
+impl Record {
+    /// Format of the file that this version writes.
+    pub(crate) const VERSION: u32 = VERSION;
+
+    /// The pod as the plan saw it.
+    pub(crate) fn pod(&self) -> Pod {
+        Pod {
+            name: self.pod.name.clone(),
+            namespace: self.pod.namespace.clone(),
+            uid: self.pod.uid.clone(),
+            annotations: self.facts.annotations.clone(),
+            containers: vec![Container {
+                name: PROXY_CONTAINER.to_owned(),
+                env: self.facts.env.clone(),
+                run_as_user: self.facts.run_as_user,
+                run_as_group: self.facts.run_as_group,
+                ..Container::default()
+            }],
+            ..Pod::default()
+        }
+    }
+}
+
+/// Why a record could not be read, written or removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    /// The system refused.
+    #[error("{action} record {}", path.display())]
+    Io {
+        /// What was to be done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("record {} is not valid", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// It is from a newer agent.
+    #[error("record {} has format {version}, this agent knows {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        version: u32,
+    },
+}
+
+/// The directory of records.
+#[derive(Debug)]
+pub(crate) struct Records {
+    directory: PathBuf,
+    next: AtomicU64,
+}
+
+impl Records {
+    /// Opens the records below a run directory, makes their directory private, and
+    /// removes what an agent that was killed in the middle of a write left.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be had.
+    pub(crate) fn open(run_dir: &Path) -> Result<Self, crate::server::SocketError> {
+        let directory = run_dir.join(DIRECTORY);
+        crate::server::private_directory(&directory)?;
+        let records = Self { directory, next: AtomicU64::new(0) };
+        for name in records.names() {
+            if name.starts_with(TEMPORARY) {
+                // One that stays costs a few hundred bytes until the next start.
+                let _ = fs::remove_file(records.directory.join(name));
+            }
+        }
+        Ok(records)
+    }
+
+    /// Writes a record, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// For example on a full disk; then the record is as it was before.
+    pub(crate) fn write(&self, id: &SandboxId, record: &Record) -> Result<(), RecordError> {
+        let path = self.path(id);
+        let json = serde_json::to_vec_pretty(record)
+            .map_err(|source| RecordError::Content { path: path.clone(), source })?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.directory.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
+        let written = create(&temporary)
+            .and_then(|mut file| file.write_all(&json))
+            .and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            RecordError::Io { action: "write", path, source }
+        })
+    }
+
+    /// Reads a record; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be read.
+    pub(crate) fn read(&self, id: &SandboxId) -> Result<Option<Record>, RecordError> {
+        let path = self.path(id);
+        let json = match fs::read(&path) {
+            Ok(json) => json,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Io { action: "read", path, source }),
+        };
+        let record: Record = serde_json::from_slice(&json)
+            .map_err(|source| RecordError::Content { path: path.clone(), source })?;
+        if record.version > VERSION {
+            return Err(RecordError::Version { path, version: record.version });
+        }
+        Ok(Some(record))
+    }
+
+    /// Removes a record; true when there was one.
+    ///
+    /// # Errors
+    ///
+    /// When there is one that cannot be removed.
+    pub(crate) fn remove(&self, id: &SandboxId) -> Result<bool, RecordError> {
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(RecordError::Io { action: "remove", path, source }),
+        }
+    }
+
+    /// Removes the records of sandboxes that are not among `live`, and says which.
+    /// Goes on past errors.
+    pub(crate) fn retain(&self, live: &[Attachment]) -> (Vec<SandboxId>, Vec<RecordError>) {
+        let live: BTreeSet<&str> = live.iter().map(|a| a.container_id.as_str()).collect();
+        let (mut removed, mut errors) = (Vec::new(), Vec::new());
+        for id in self.ids() {
+            if live.contains(id.as_str()) {
+                continue;
+            }
+            match self.remove(&id) {
+                Ok(true) => removed.push(id),
+                Ok(false) => {}
+                Err(error) => errors.push(error),
+            }
+        }
+        (removed, errors)
+    }
+
+    /// The sandboxes that have a record.
+    pub(crate) fn ids(&self) -> Vec<SandboxId> {
+        self.names()
+            .iter()
+            .filter_map(|name| SandboxId::new(name.strip_suffix(".json")?).ok())
+            .collect()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    fn path(&self, id: &SandboxId) -> PathBuf {
+        self.directory.join(format!("{}.json", id.as_str()))
+    }
+}
+
+fn create(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &str) -> Record {
+        let pod = Pod {
+            name: "p".into(),
+            namespace: "n".into(),
+            annotations: [
+                ("traffic.sidecar.istio.io/includeOutboundPorts".to_owned(), "80".to_owned()),
+                ("other".to_owned(), "secret".to_owned()),
+            ]
+            .into(),
+            containers: vec![Container {
+                name: "istio-proxy".into(),
+                env: vec![
+                    ("PASSWORD".into(), "secret".into()),
+                    ("INVALID_DROP".into(), "true".into()),
+                ],
+                run_as_user: Some(5),
+                ..Container::default()
+            }],
+            ..Pod::default()
+        };
+        Record {
+            version: VERSION,
+            sandbox: id.into(),
+            interface: "eth0".into(),
+            pod: PodKey { namespace: "n".into(), name: "p".into(), uid: None },
+            netns: Namespace { dev: 4, ino: 4026531840 },
+            backend: "nftables".into(),
+            rules: "0".into(),
+            addresses: vec!["10.0.0.5".parse().unwrap()],
+            facts: Facts::of(&pod),
+        }
+    }
+
+    #[test]
+    fn refuses_what_would_leave_the_directory() {
+        let long = "a".repeat(MAX_ID + 1);
+        for bad in ["", ".", "..", "../x", "a/b", "a b", "-a", "_a", ".new-1", "a\0", "ä", &long] {
+            assert!(SandboxId::new(bad).is_err(), "{bad:?}");
+        }
+        for good in ["a", "0a-b_c.d", &"f".repeat(64)] {
+            assert!(SandboxId::new(good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn writes_reads_and_forgets() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let id = SandboxId::new("a").unwrap();
+        assert!(records.read(&id).unwrap().is_none());
+        assert!(!records.remove(&id).unwrap());
+
+        records.write(&id, &record("a")).unwrap();
+        let read = records.read(&id).unwrap().unwrap();
+        assert_eq!(read, record("a"));
+        assert_eq!(read.pod().proxy().unwrap().var("INVALID_DROP"), Some("true"));
+        assert_eq!(read.pod().proxy().unwrap().run_as_user, Some(5));
+        let path = dir.path().join("sandboxes/a.json");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains("includeOutboundPorts") && !text.contains("secret"), "{text}");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mode = fs::metadata(dir.path().join("sandboxes")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+
+        for other in ["b", "c"] {
+            records.write(&SandboxId::new(other).unwrap(), &record(other)).unwrap();
+        }
+        let live = [Attachment { container_id: "b".into(), if_name: "eth0".into() }];
+        let (mut removed, errors) = records.retain(&live);
+        removed.sort();
+        assert_eq!(removed.iter().map(SandboxId::as_str).collect::<Vec<_>>(), ["a", "c"]);
+        assert!(errors.is_empty());
+        assert!(records.remove(&SandboxId::new("b").unwrap()).unwrap());
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let id = SandboxId::new("a").unwrap();
+        fs::write(dir.path().join("sandboxes/a.json"), "{").unwrap();
+        assert!(matches!(records.read(&id), Err(RecordError::Content { .. })));
+        let newer = Record { version: VERSION + 1, ..record("a") };
+        records.write(&id, &newer).unwrap();
+        assert!(matches!(records.read(&id), Err(RecordError::Version { .. })));
+    }
+
+    #[test]
+    fn cleans_up_after_a_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        Records::open(dir.path()).unwrap();
+        let left = dir.path().join("sandboxes/.new-1-0");
+        fs::write(&left, "{").unwrap();
+        Records::open(dir.path()).unwrap();
+        assert!(!left.exists());
+    }
+}

@@ -1,0 +1,203 @@
+//! The socket that plugins talk to. It owns who is served, how many at once and
+//! for how long; what is done is the [`Service`]'s.
+
+mod exchange;
+mod socket;
+
+use crate::failure::Failure;
+use exchange::ExchangeError;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use wire::code;
+use wire::request::{Answer, Endpoint};
+
+pub(crate) use socket::{SocketError, private_directory};
+
+/// Requests served at once. Each may hold a thread and a namespace; a node has
+/// room for 110 pods by default, and for 256 with Kubernetes' largest setting.
+const MAX_REQUESTS: usize = 256;
+
+/// How long a whole request may take to arrive. The plugin sends it at once.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long an answer may take to leave.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long requests that are under way may go on after the order to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What is done with a request. Runs on a blocking thread of its own.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// When the request must be answered; from its body alone.
+    fn deadline(&self, endpoint: Endpoint, body: &[u8]) -> Duration;
+
+    /// Serves it, at the latest by `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// The refusal that the caller gets.
+    fn serve(
+        &self,
+        endpoint: Endpoint,
+        body: &[u8],
+        netns: Option<OwnedFd>,
+        deadline: std::time::Instant,
+    ) -> Result<Answer, Failure>;
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub(crate) struct Server {
+    listener: UnixListener,
+    /// Removes the file.
+    file: socket::File,
+}
+
+impl Server {
+    /// Makes the run directory and the socket in it.
+    ///
+    /// # Errors
+    ///
+    /// When either cannot be had, or another agent serves there.
+    pub(crate) fn bind(run_dir: &Path) -> Result<Self, SocketError> {
+        let (listener, file) = socket::bind(run_dir)?;
+        Ok(Self { listener, file })
+    }
+
+    /// Serves until `stop` is ready, then lets requests under way finish for
+    /// [`DRAIN`] and removes the socket.
+    pub(crate) async fn run<S: Service>(self, service: Arc<S>, stop: impl Future<Output = ()>) {
+        let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+        let mut requests = JoinSet::new();
+        tokio::pin!(stop);
+        loop {
+            let stream = tokio::select! {
+                () = &mut stop => break,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of descriptors, most likely: a moment later some are free.
+                        tracing::error!(reason = %error, "cannot accept a plugin's connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+            };
+            // Ends of requests are collected as new ones come.
+            while requests.try_join_next().is_some() {}
+            let place = Arc::clone(&places).try_acquire_owned().ok();
+            let service = Arc::clone(&service);
+            requests.spawn(async move {
+                converse(stream, service, place.is_some()).await;
+                drop(place);
+            });
+        }
+        // New plugins find no socket, which they report as such.
+        drop(self.listener);
+        drop(self.file);
+        let drained =
+            tokio::time::timeout(DRAIN, async { while requests.join_next().await.is_some() {} });
+        if drained.await.is_err() {
+            tracing::warn!(
+                left = requests.len(),
+                "requests were still under way and are abandoned"
+            );
+        }
+    }
+}
+
+/// One connection from its first byte to its last.
+async fn converse<S: Service>(mut stream: UnixStream, service: Arc<S>, has_place: bool) {
+    match exchange::is_root(&stream) {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!(
+                "a caller that is not root connected to the plugin socket and was turned away"
+            );
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(reason = %error, "cannot tell who connected to the plugin socket");
+            return;
+        }
+    }
+    let outcome = if has_place {
+        request(&mut stream, service).await
+    } else {
+        Err(ExchangeError::Refused(overloaded()))
+    };
+    let (status, body) = match outcome {
+        Ok(answer) => (200, serde_json::to_vec(&answer).unwrap_or_default()),
+        Err(ExchangeError::Refused(failure)) => {
+            tracing::warn!(
+                code = failure.error.code,
+                reason = failure.error.msg,
+                "request refused"
+            );
+            (failure.status, failure.error.to_json())
+        }
+        Err(error) => {
+            tracing::debug!(reason = %crate::failure::causes(&error), "no request arrived");
+            return;
+        }
+    };
+    let written = tokio::time::timeout(WRITE_TIMEOUT, exchange::write(&mut stream, status, &body));
+    match written.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(reason = %error, "caller did not take its answer"),
+        Err(_) => tracing::debug!("caller did not take its answer in time"),
+    }
+}
+
+async fn request<S: Service>(
+    stream: &mut UnixStream,
+    service: Arc<S>,
+) -> Result<Answer, ExchangeError> {
+    let begun = Instant::now();
+    let request =
+        tokio::time::timeout(READ_TIMEOUT, exchange::read(stream)).await.map_err(|_| {
+            let what = format!("no whole request within {} ms", READ_TIMEOUT.as_millis());
+            ExchangeError::Refused(Failure::bad_request(what).with_status(408))
+        })??;
+    let limit = service.deadline(request.endpoint, &request.body);
+    let deadline = begun + limit;
+    let worker = tokio::task::spawn_blocking(move || {
+        let deadline = deadline.into_std();
+        service.serve(request.endpoint, &request.body, request.netns, deadline)
+    });
+    // The worker looks at the clock between its steps; this one is for a step
+    // that hangs. The worker goes on and then finds itself too late.
+    match tokio::time::timeout_at(deadline, worker).await {
+        Ok(Ok(Ok(answer))) => Ok(answer),
+        Ok(Ok(Err(failure))) => Err(ExchangeError::Refused(failure)),
+        Ok(Err(error)) => Err(ExchangeError::Refused(Failure::new(
+            code::INTERNAL,
+            format!("the agent's own defect: {error}"),
+            "report it with the agent's log",
+        ))),
+        Err(_) => Err(ExchangeError::Refused(timed_out(limit))),
+    }
+}
+
+fn timed_out(limit: Duration) -> Failure {
+    Failure::new(
+        code::AGENT_TIMED_OUT,
+        format!("the agent did not finish within {} ms", limit.as_millis()),
+        "the runtime tries again; if it stays, look for what is slow in the agent's log of this pod",
+    )
+}
+
+fn overloaded() -> Failure {
+    Failure::new(
+        code::AGENT_OVERLOADED,
+        format!("the agent has {MAX_REQUESTS} requests under way"),
+        "the runtime tries again; if it stays, look in the agent's log for what is slow",
+    )
+    .with_status(503)
+}

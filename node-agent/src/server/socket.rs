@@ -1,0 +1,127 @@
+//! The socket's file and its directory.
+
+use nix::unistd::{Uid, geteuid};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use tokio::net::UnixListener;
+use wire::request::SOCKET_NAME;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    /// The directory cannot be made, or its mode not set.
+    #[error("prepare run directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody else could replace the socket.
+    #[error("run directory {} belongs to user {owner}: want root's, mode 0700", path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// The path is something else.
+    #[error("run directory {} is no directory", path.display())]
+    NotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another agent answers there.
+    #[error("another agent serves {}: stop it, or use another --run-dir", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// A file that is no socket has its name.
+    #[error("{} is no socket: remove it", path.display())]
+    NotSocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be bound.
+    #[error("bind {}", path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The socket's file; removed on drop unless it is another one by then.
+#[derive(Debug)]
+pub(super) struct File {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
+        if ours {
+            // Nothing is left to be done about a failure; the next agent finds
+            // that nobody listens there.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes a directory that only root enters, or tightens it.
+///
+/// # Errors
+///
+/// When it is not root's own directory.
+pub(crate) fn private_directory(path: &Path) -> Result<(), SocketError> {
+    let failed = |source| SocketError::Directory { path: path.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let meta = fs::metadata(path).map_err(failed)?;
+    if !meta.is_dir() {
+        return Err(SocketError::NotDirectory { path: path.to_owned() });
+    }
+    if meta.uid() != geteuid().as_raw() && !Uid::from_raw(meta.uid()).is_root() {
+        return Err(SocketError::Owner { path: path.to_owned(), owner: meta.uid() });
+    }
+    if meta.permissions().mode() & 0o777 != 0o700 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Makes the run directory and listens in it.
+///
+/// # Errors
+///
+/// See [`SocketError`].
+pub(super) fn bind(run_dir: &Path) -> Result<(UnixListener, File), SocketError> {
+    private_directory(run_dir)?;
+    let path = run_dir.join(SOCKET_NAME);
+    let failed = |source| SocketError::Bind { path: path.clone(), source };
+    match fs::symlink_metadata(&path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(SocketError::NotSocket { path });
+        }
+        Ok(_) => match std::os::unix::net::UnixStream::connect(&path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(&path).map_err(failed)?;
+            }
+            // Gone in the meantime.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(_) => return Err(SocketError::InUse { path }),
+            Err(error) => return Err(failed(error)),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Between these two calls the directory keeps everyone else out.
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let inode = fs::symlink_metadata(&path).map_err(failed)?.ino();
+    Ok((listener, File { path, inode }))
+}

@@ -1,0 +1,381 @@
+//! A manifest file's text into plain facts. Kubernetes' shapes stop here.
+
+use redirect::pod::{Container, Namespace, Pod};
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+
+/// Most documents and list items that one file may hold. A directory is for one
+/// node's pods; Kubernetes' own limit is 110 a node.
+const MAX_OBJECTS: usize = 10_000;
+
+/// The kind of a pod, as its mirror in the API server is marked: kubelet gives a
+/// static pod's sandbox the uid of the file, the API server gives the mirror
+/// another one.
+const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
+
+/// What a file holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Objects {
+    /// Pods in the order of the file.
+    pub(crate) pods: Vec<Pod>,
+    /// Namespaces in the order of the file.
+    pub(crate) namespaces: Vec<Namespace>,
+    /// Kinds that were left out because nobody asks for them.
+    pub(crate) ignored: Vec<String>,
+}
+
+impl Objects {
+    /// True when nothing of use is in the file.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.namespaces.is_empty()
+    }
+}
+
+/// Why a text is no manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ManifestError {
+    /// Neither YAML nor JSON of the right shape.
+    #[error("line {line}, column {column}: {what}")]
+    Syntax {
+        /// Line, from 1; 0 when unknown.
+        line: u64,
+        /// Column, from 1.
+        column: u64,
+        /// The parser's words, on one line.
+        what: String,
+    },
+    /// An object that cannot be used.
+    #[error("object {index} ({kind}): {what}")]
+    Object {
+        /// Number of the object in the file, from 1.
+        index: usize,
+        /// Its kind.
+        kind: String,
+        /// What is wrong and what would be right.
+        what: String,
+    },
+    /// No document at all.
+    #[error("no Pod and no Namespace in it: remove the file if its pods are gone")]
+    Empty,
+    /// Too many objects.
+    #[error("more than {MAX_OBJECTS} objects in one file: split it")]
+    TooMany,
+}
+
+/// Reads a manifest: YAML with several documents, or JSON, each a Pod, a
+/// Namespace or a List of them. Other kinds are named in [`Objects::ignored`].
+///
+/// # Errors
+///
+/// When the text cannot be parsed, an object lacks its name, or nothing of use is
+/// in it.
+pub(crate) fn parse(text: &str) -> Result<Objects, ManifestError> {
+    let documents = documents(text)?;
+    let mut objects = Objects::default();
+    let mut stack: Vec<Document> = documents.into_iter().rev().collect();
+    let mut index = 0;
+    while let Some(mut document) = stack.pop() {
+        if index >= MAX_OBJECTS || stack.len() > MAX_OBJECTS {
+            return Err(ManifestError::TooMany);
+        }
+        if document.kind == "List" || document.kind == "PodList" || document.kind == "NamespaceList"
+        {
+            let element = document.kind.strip_suffix("List").unwrap_or_default().to_owned();
+            for mut item in std::mem::take(&mut document.items).into_iter().rev() {
+                // The items of a typed list carry no kind of their own.
+                if item.kind.is_empty() {
+                    item.kind.clone_from(&element);
+                }
+                stack.push(item);
+            }
+            continue;
+        }
+        index += 1;
+        file(document, index, &mut objects)?;
+    }
+    if objects.is_empty() && objects.ignored.is_empty() {
+        return Err(ManifestError::Empty);
+    }
+    Ok(objects)
+}
+
+fn file(document: Document, index: usize, objects: &mut Objects) -> Result<(), ManifestError> {
+    let wrong = |kind: &str, what: &str| ManifestError::Object {
+        index,
+        kind: kind.to_owned(),
+        what: what.to_owned(),
+    };
+    match document.kind.as_str() {
+        "Pod" | "Namespace" if document.metadata.name.is_empty() => {
+            Err(wrong(&document.kind, "metadata.name is missing or empty"))
+        }
+        // As the API server has it. A file that was cut off here would else be a
+        // pod without a sidecar.
+        "Pod" if document.spec.containers.is_empty() => {
+            Err(wrong("Pod", "spec.containers is missing or empty"))
+        }
+        "Pod" => {
+            objects.pods.push(document.into_pod());
+            Ok(())
+        }
+        "Namespace" => {
+            objects
+                .namespaces
+                .push(Namespace { name: document.metadata.name, labels: document.metadata.labels });
+            Ok(())
+        }
+        "" => Err(wrong("no kind", "kind is missing: want Pod, Namespace or List")),
+        other => {
+            objects.ignored.push(other.to_owned());
+            Ok(())
+        }
+    }
+}
+
+/// The uid that the runtime knows a static pod by, when `pod` is its mirror.
+pub(crate) fn static_uid(pod: &Pod) -> Option<&str> {
+    pod.annotations.get(STATIC_POD_UID).map(String::as_str)
+}
+
+fn documents(text: &str) -> Result<Vec<Document>, ManifestError> {
+    // JSON is read by its own parser: it is faster and its errors speak of JSON.
+    if text.trim_start().starts_with('{') {
+        let mut documents = Vec::new();
+        for document in serde_json::Deserializer::from_str(text).into_iter::<Document>() {
+            match document {
+                Ok(document) => documents.push(document),
+                // YAML's flow style begins with the same letter.
+                Err(error) if documents.is_empty() => {
+                    return yaml(text).map_err(|_| syntax_json(&error));
+                }
+                Err(error) => return Err(syntax_json(&error)),
+            }
+        }
+        return Ok(documents);
+    }
+    yaml(text)
+}
+
+fn syntax_json(error: &serde_json::Error) -> ManifestError {
+    ManifestError::Syntax {
+        line: error.line() as u64,
+        column: error.column() as u64,
+        what: one_line(&error.to_string()),
+    }
+}
+
+fn yaml(text: &str) -> Result<Vec<Document>, ManifestError> {
+    match serde_saphyr::from_multiple::<Option<Document>>(text) {
+        Ok(documents) => Ok(documents.into_iter().flatten().collect()),
+        Err(error) => {
+            let error = error.without_snippet();
+            let (line, column) = error.location().map_or((0, 0), |l| (l.line(), l.column()));
+            Err(ManifestError::Syntax { line, column, what: one_line(&error.to_string()) })
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Document {
+    #[serde(deserialize_with = "nullable")]
+    kind: String,
+    #[serde(deserialize_with = "nullable")]
+    metadata: Metadata,
+    #[serde(deserialize_with = "nullable")]
+    spec: Spec,
+    #[serde(deserialize_with = "nullable")]
+    items: Vec<Document>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Metadata {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    namespace: String,
+    #[serde(deserialize_with = "nullable")]
+    uid: String,
+    #[serde(deserialize_with = "nullable_values")]
+    labels: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable_values")]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    #[serde(deserialize_with = "nullable")]
+    host_network: bool,
+    #[serde(deserialize_with = "nullable")]
+    init_containers: Vec<SpecContainer>,
+    #[serde(deserialize_with = "nullable")]
+    containers: Vec<SpecContainer>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct SpecContainer {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    args: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    env: Vec<EnvVar>,
+    #[serde(deserialize_with = "nullable")]
+    security_context: SecurityContext,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct EnvVar {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    // `valueFrom` is not followed: upstream reads literal values only (reference 2.4).
+    #[serde(deserialize_with = "nullable")]
+    value: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct SecurityContext {
+    run_as_user: Option<i64>,
+    run_as_group: Option<i64>,
+}
+
+/// `null` is the same as absent, as the API server has it.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn nullable_values<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    let map = Option::<BTreeMap<String, Option<String>>>::deserialize(deserializer)?;
+    Ok(map
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key, value.unwrap_or_default()))
+        .collect())
+}
+
+impl Document {
+    fn into_pod(self) -> Pod {
+        let Metadata { name, namespace, uid, labels, annotations } = self.metadata;
+        let init = self.spec.init_containers.into_iter().map(|c| c.into_facts(true));
+        let regular = self.spec.containers.into_iter().map(|c| c.into_facts(false));
+        Pod {
+            name,
+            namespace: if namespace.is_empty() { "default".to_owned() } else { namespace },
+            uid: (!uid.is_empty()).then_some(uid),
+            labels,
+            annotations,
+            host_network: self.spec.host_network,
+            containers: init.chain(regular).collect(),
+        }
+    }
+}
+
+impl SpecContainer {
+    fn into_facts(self, init: bool) -> Container {
+        Container {
+            name: self.name,
+            init,
+            args: self.args,
+            env: self.env.into_iter().map(|e| (e.name, e.value)).collect(),
+            run_as_user: self.security_context.run_as_user,
+            run_as_group: self.security_context.run_as_group,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  namespace: n\n  uid: u1\n  labels:\n    app: x\n    empty:\n  annotations:\n    sidecar.istio.io/status: '{}'\nspec:\n  initContainers:\n  - name: istio-validation\n  containers:\n  - name: istio-proxy\n    args: [proxy, sidecar]\n    env:\n    - {name: ISTIO_DUAL_STACK, value: 'true'}\n    - name: POD_IP\n      valueFrom: {fieldRef: {fieldPath: status.podIP}}\n    securityContext: {runAsUser: 1337, runAsGroup: 1338}\n";
+
+    #[test]
+    fn reads_what_matters_of_a_pod() {
+        let objects = parse(POD).unwrap();
+        let pod = &objects.pods[0];
+        assert_eq!((pod.namespace.as_str(), pod.name.as_str()), ("n", "a"));
+        assert_eq!(pod.uid.as_deref(), Some("u1"));
+        assert_eq!(pod.labels["empty"], "");
+        assert!(pod.containers[0].init);
+        let proxy = &pod.containers[1];
+        assert_eq!(proxy.args, ["proxy", "sidecar"]);
+        assert_eq!(
+            proxy.env,
+            [
+                ("ISTIO_DUAL_STACK".to_owned(), "true".to_owned()),
+                ("POD_IP".to_owned(), String::new())
+            ]
+        );
+        assert_eq!((proxy.run_as_user, proxy.run_as_group), (Some(1337), Some(1338)));
+    }
+
+    #[test]
+    fn reads_documents_lists_and_json() {
+        let text = format!(
+            "---\n# nothing\n---\nkind: Namespace\nmetadata: {{name: n, labels: {{a: b}}}}\n---\n{POD}---\nkind: Service\nspec: {{ports: []}}\n"
+        );
+        let objects = parse(&text).unwrap();
+        assert_eq!((objects.pods.len(), objects.namespaces.len()), (1, 1));
+        assert_eq!(objects.ignored, ["Service"]);
+
+        let list = r#"{"kind":"List","items":[{"kind":"Pod","metadata":{"name":"a","labels":null},"spec":{"initContainers":null,"containers":[{"name":"c"}]}},{"kind":"Namespace","metadata":{"name":"n"}}]}"#;
+        let objects = parse(list).unwrap();
+        assert_eq!(objects.pods[0].namespace, "default");
+        assert_eq!(objects.namespaces[0].name, "n");
+
+        let typed = "kind: PodList\nitems:\n- metadata: {name: a}\n  spec: &s {containers: [{name: c}]}\n- metadata: {name: b}\n  spec: *s\n";
+        let names: Vec<_> = parse(typed).unwrap().pods.into_iter().map(|p| p.name).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn says_where_a_text_is_broken() {
+        let half = &POD[..POD.len() - 25];
+        for broken in
+            ["kind: Pod\nmetadata:\n  name: [a\n", "kind: Pod\n metadata: x\n", "{\"kind\":", half]
+        {
+            match parse(broken) {
+                Err(ManifestError::Syntax { line, what, .. }) => {
+                    assert!(line > 0, "{broken}: {what}");
+                    assert!(!what.contains('\n'));
+                }
+                other => panic!("{broken}: {other:?}"),
+            }
+        }
+        assert!(matches!(parse(""), Err(ManifestError::Empty)));
+        assert!(matches!(parse("---\n"), Err(ManifestError::Empty)));
+        let unnamed = parse("kind: Pod\nmetadata: {generateName: a-}\n").unwrap_err();
+        assert!(unnamed.to_string().contains("metadata.name"), "{unnamed}");
+        assert!(
+            parse("metadata: {name: a}\n").unwrap_err().to_string().contains("kind is missing")
+        );
+        let cut = parse("kind: Pod\nmetadata: {name: a}\nspec:\n").unwrap_err();
+        assert!(cut.to_string().contains("spec.containers"), "{cut}");
+        assert!(parse("just text").is_err());
+        assert!(parse("kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: x, securityContext: {runAsUser: abc}}]}").is_err());
+    }
+
+    #[test]
+    fn survives_an_alias_bomb() {
+        let mut text = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for (this, last) in ('b'..='k').zip('a'..) {
+            text += &format!("{this}: &{this} [{}]\n", vec![format!("*{last}"); 9].join(","));
+        }
+        text += "kind: Pod\nmetadata: {name: a}\n";
+        // Either refused or read without the bomb: what counts is that it ends.
+        let _ = parse(&text);
+    }
+}

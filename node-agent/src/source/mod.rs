@@ -1,0 +1,343 @@
+//! Where pods and namespaces come from: a directory of manifests.
+//!
+//! Owns the last good content of each file. A file is read again when the kernel
+//! says that its writer closed it or that it was renamed into place; one that is
+//! broken or empty then keeps what it had, because a pod must not drop out of the
+//! mesh while its file is being rewritten. [`watch`] owns the kernel's messages.
+
+pub(crate) mod manifest;
+mod watch;
+
+use manifest::{ManifestError, Objects};
+use redirect::pod::{Namespace, Pod};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Largest manifest file. Kubernetes' objects are at most 1.5 MiB each.
+const MAX_FILE: u64 = 16 << 20;
+
+/// A file that nobody announced counts as written when it is as old as this. Half
+/// a manifest can be a whole YAML document: a pod without its last containers
+/// would look as if it were outside the mesh.
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// How often a waiting lookup looks at the files itself, for file systems that
+/// send no messages.
+const RESCAN: Duration = Duration::from_millis(100);
+
+/// Pods and namespaces of a directory, kept up to date.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    files: Mutex<BTreeMap<OsString, File>>,
+    changed: Condvar,
+}
+
+/// One manifest and what it last held.
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    objects: Objects,
+}
+
+/// What tells one state of a file from the next without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    size: u64,
+}
+
+impl Stamp {
+    fn is_settled(self) -> bool {
+        // A clock that was set back must not keep a file out for ever.
+        let age = self.modified.and_then(|at| at.elapsed().ok());
+        age.is_none_or(|age| age >= SETTLED)
+    }
+}
+
+/// Which pod is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// Its namespace.
+    pub(crate) namespace: &'a str,
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Its uid, empty when the caller does not know it.
+    pub(crate) uid: &'a str,
+}
+
+/// A pod with its namespace, if that is known.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// The pod.
+    pub(crate) pod: Pod,
+    /// Its namespace; `None` when no manifest describes it.
+    pub(crate) namespace: Option<Namespace>,
+}
+
+/// Why a pod is not to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// No manifest has a pod of that name.
+    Unknown,
+    /// The pod of that name is another one, for example the one before.
+    OtherUid(String),
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    /// It cannot be listed.
+    #[error("read pods directory {}: want a directory of Pod and Namespace manifests", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It cannot be watched.
+    #[error("watch pods directory {}", path.display())]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: nix::errno::Errno,
+    },
+}
+
+/// How a file is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Its writer is done with it: what it lacks is gone.
+    Complete,
+    /// Nobody said that its writer is done: it is read only when it has not
+    /// changed for [`SETTLED`], and what it lacks may be about to come.
+    Partial,
+}
+
+impl Directory {
+    /// Reads the directory and watches it from now on.
+    ///
+    /// # Errors
+    /// When it cannot be listed or watched. A broken file is only logged.
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>, SourceError> {
+        let directory = Arc::new(Self {
+            path: path.to_owned(),
+            files: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        // Watch first, or a file that comes in between is never seen.
+        let watcher = watch::Watcher::new(path)?;
+        directory.read_all(Trust::Partial)?;
+        let shared = Arc::clone(&directory);
+        std::thread::Builder::new()
+            .name("manifests".to_owned())
+            .spawn(move || watcher.run(&shared))
+            .map_err(|source| SourceError::List { path: path.to_owned(), source })?;
+        Ok(directory)
+    }
+
+    /// The pod, waiting for its manifest until `until`.
+    ///
+    /// # Errors
+    /// When it has not come by then.
+    pub(crate) fn wait(&self, wanted: Wanted<'_>, until: Instant) -> Result<Found, Missing> {
+        let mut files = self.lock();
+        loop {
+            let missing = match find(&files, wanted) {
+                Ok(found) => return Ok(found),
+                Err(missing) => missing,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(missing);
+            }
+            let (guard, timeout) = self
+                .changed
+                .wait_timeout(files, left.min(RESCAN))
+                .unwrap_or_else(PoisonError::into_inner);
+            files = guard;
+            if timeout.timed_out() {
+                drop(files);
+                // The directory was there at the start; when it is gone now the
+                // watcher says so, and the pod is as unknown as before.
+                let _ = self.read_all(Trust::Partial);
+                files = self.lock();
+            }
+        }
+    }
+
+    /// Number of pods and namespaces.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let files = self.lock();
+        files.values().fold((0, 0), |(pods, namespaces), file| {
+            (pods + file.objects.pods.len(), namespaces + file.objects.namespaces.len())
+        })
+    }
+
+    /// Reads every file that changed since it was last read; with
+    /// [`Trust::Complete`] also forgets those that are gone.
+    fn read_all(&self, trust: Trust) -> Result<(), SourceError> {
+        let list = |source| SourceError::List { path: self.path.clone(), source };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(list)? {
+            let name = entry.map_err(list)?.file_name();
+            if is_manifest(&name) {
+                names.push(name);
+            }
+        }
+        if trust == Trust::Complete {
+            self.lock().retain(|name, _| names.contains(name));
+        }
+        for name in names {
+            let stamp = stamp(&self.path.join(&name));
+            let known = self.lock().get(&name).and_then(|file| file.stamp);
+            let settled = trust == Trust::Complete || stamp.is_none_or(Stamp::is_settled);
+            if settled && (known.is_none() || known != stamp) {
+                self.read(&name, trust);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one file; logs and keeps what was there when it cannot be used.
+    fn read(&self, name: &OsStr, trust: Trust) {
+        let path = self.path.join(name);
+        // Taken before reading: a write in between is then seen as a change.
+        let stamp = stamp(&path);
+        let objects = match load(&path) {
+            Ok(objects) => objects,
+            Err(Unreadable::Gone) => return,
+            Err(error) => {
+                let mut files = self.lock();
+                let file = files.entry(name.to_owned()).or_default();
+                // Not read again until it changes: one log line a broken state.
+                file.stamp = stamp;
+                tracing::error!(
+                    file = %path.display(),
+                    reason = %error,
+                    kept_pods = file.objects.pods.len(),
+                    "manifest cannot be used, its last good content is kept"
+                );
+                return;
+            }
+        };
+        for kind in &objects.ignored {
+            tracing::warn!(file = %path.display(), kind, "neither Pod, Namespace nor List: ignored");
+        }
+        let mut files = self.lock();
+        let file = files.entry(name.to_owned()).or_default();
+        if trust == Trust::Partial && !holds_all(&objects, &file.objects) {
+            return;
+        }
+        file.stamp = stamp;
+        file.objects = objects;
+        drop(files);
+        self.changed.notify_all();
+    }
+
+    fn forget(&self, name: &OsStr) {
+        if self.lock().remove(name).is_some() {
+            self.changed.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OsString, File>> {
+        // Every change is one assignment: a panic elsewhere leaves no half state.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// True for the names that are read: what an editor or a tool leaves beside a
+/// manifest is not.
+fn is_manifest(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    !name.starts_with('.') && [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end))
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some(Stamp { modified: meta.modified().ok(), size: meta.len() })
+}
+
+/// Why a file's content is not to be had.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("file is gone")]
+    Gone,
+    #[error("read: {0}")]
+    Io(std::io::Error),
+    #[error("not a regular file")]
+    NotRegular,
+    #[error("larger than {} MiB", MAX_FILE >> 20)]
+    TooLarge,
+    #[error("not UTF-8 text at byte {0}")]
+    NotText(usize),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}
+
+fn load(path: &Path) -> Result<Objects, Unreadable> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // Not blocking: a FIFO must not stop the watcher.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Unreadable::Gone,
+            _ => Unreadable::Io(error),
+        })?;
+    if !file.metadata().map_err(Unreadable::Io)?.is_file() {
+        return Err(Unreadable::NotRegular);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(Unreadable::Io)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Unreadable::TooLarge);
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|e| Unreadable::NotText(e.valid_up_to()))?;
+    Ok(manifest::parse(text)?)
+}
+
+/// True when `new` still has every pod and namespace of `old`.
+fn holds_all(new: &Objects, old: &Objects) -> bool {
+    let pod = |p: &Pod| new.pods.iter().any(|n| (&n.namespace, &n.name) == (&p.namespace, &p.name));
+    old.pods.iter().all(pod)
+        && old.namespaces.iter().all(|o| new.namespaces.iter().any(|n| n.name == o.name))
+}
+
+/// The last file in name order wins, so that the answer does not depend on when
+/// files were read.
+fn find(files: &BTreeMap<OsString, File>, wanted: Wanted<'_>) -> Result<Found, Missing> {
+    let mut missing = Missing::Unknown;
+    let pods = files.values().rev().flat_map(|file| file.objects.pods.iter().rev());
+    for pod in pods.filter(|p| p.namespace == wanted.namespace && p.name == wanted.name) {
+        match &pod.uid {
+            Some(uid)
+                if !wanted.uid.is_empty()
+                    && uid != wanted.uid
+                    && manifest::static_uid(pod) != Some(wanted.uid) =>
+            {
+                missing = Missing::OtherUid(uid.clone());
+            }
+            _ => {
+                let namespace = files
+                    .values()
+                    .rev()
+                    .flat_map(|file| file.objects.namespaces.iter().rev())
+                    .find(|n| n.name == wanted.namespace)
+                    .cloned();
+                return Ok(Found { pod: pod.clone(), namespace });
+            }
+        }
+    }
+    Err(missing)
+}
+
+#[cfg(test)]
+mod tests;

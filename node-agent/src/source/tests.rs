@@ -1,0 +1,151 @@
+use super::*;
+use std::fs;
+
+fn pod(name: &str, uid: &str) -> String {
+    format!(
+        "---\nkind: Pod\nmetadata: {{name: {name}, namespace: n, uid: '{uid}'}}\nspec: {{containers: [{{name: istio-proxy}}]}}\n"
+    )
+}
+
+fn wait(directory: &Directory, name: &str, uid: &str, ms: u64) -> Result<Found, Missing> {
+    let wanted = Wanted { namespace: "n", name, uid };
+    directory.wait(wanted, Instant::now() + Duration::from_millis(ms))
+}
+
+/// Until it holds, at most five seconds.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}
+
+#[test]
+fn follows_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    fs::write(file("a.yaml"), pod("a", "1")).unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    assert!(wait(&directory, "a", "", 2000).is_ok(), "there from the start");
+    assert_eq!(wait(&directory, "b", "", 0).unwrap_err(), Missing::Unknown);
+
+    // Comes while it is waited for.
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| wait(&directory, "b", "", 5000));
+        fs::write(file("b.yaml"), pod("b", "2")).unwrap();
+        assert!(waiting.join().unwrap().is_ok());
+    });
+
+    // Renamed into place, as careful tools write.
+    fs::write(file(".c"), pod("c", "3")).unwrap();
+    fs::rename(file(".c"), file("c.yaml")).unwrap();
+    assert!(wait(&directory, "c", "", 5000).is_ok());
+
+    fs::remove_file(file("a.yaml")).unwrap();
+    eventually("a is gone", || wait(&directory, "a", "", 0).is_err());
+    fs::rename(file("c.yaml"), file("c.off")).unwrap();
+    eventually("c is gone", || wait(&directory, "c", "", 0).is_err());
+
+    // A mounted ConfigMap: links that do not change, a directory that does.
+    fs::create_dir(file("..1")).unwrap();
+    fs::write(file("..1/d.yaml"), pod("d", "4")).unwrap();
+    std::os::unix::fs::symlink("..1", file("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/d.yaml", file("d.yaml")).unwrap();
+    assert!(wait(&directory, "d", "4", 5000).is_ok());
+    fs::create_dir(file("..2")).unwrap();
+    fs::write(file("..2/d.yaml"), pod("d", "5")).unwrap();
+    std::os::unix::fs::symlink("..2", file("..data_tmp")).unwrap();
+    fs::rename(file("..data_tmp"), file("..data")).unwrap();
+    assert!(wait(&directory, "d", "5", 5000).is_ok());
+}
+
+#[test]
+fn a_pod_stays_while_its_file_is_rewritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pods.yaml");
+    let both = pod("a", "1") + &pod("b", "2");
+    fs::write(&path, &both).unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    assert!(wait(&directory, "b", "", 2000).is_ok());
+
+    use std::io::Write;
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(pod("a", "1").as_bytes()).unwrap();
+    file.flush().unwrap();
+    // Longer than a file has to rest: a lookup that misses looks at the files too.
+    assert!(wait(&directory, "other", "", 500).is_err());
+    assert!(wait(&directory, "b", "", 0).is_ok(), "its writer is not done");
+    file.write_all(pod("b", "3").as_bytes()).unwrap();
+    drop(file);
+    eventually("the new b", || wait(&directory, "b", "3", 0).is_ok());
+
+    for broken in ["", "kind: Pod\nmetadata: {name: [", "\u{0}\u{1}", "--- just text"] {
+        fs::write(&path, broken).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(wait(&directory, "b", "3", 0).is_ok(), "{broken:?}");
+    }
+    fs::write(&path, [0xff, 0xfe]).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(wait(&directory, "b", "3", 0).is_ok());
+    fs::write(&path, pod("a", "9")).unwrap();
+    eventually("b is gone", || wait(&directory, "b", "", 0).is_err());
+}
+
+#[test]
+fn half_a_file_that_is_whole_yaml_is_not_believed() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+    file.write_all(
+        b"kind: Pod\nmetadata: {name: a, namespace: n}\nspec:\n  containers:\n  - name: app\n",
+    )
+    .unwrap();
+    file.flush().unwrap();
+    assert!(wait(&directory, "a", "", 150).is_err());
+    file.write_all(b"  - name: istio-proxy\n").unwrap();
+    drop(file);
+    assert_eq!(wait(&directory, "a", "", 5000).unwrap().pod.containers.len(), 2);
+}
+
+#[test]
+fn tells_a_pod_from_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), pod("a", "1")).unwrap();
+    fs::write(
+        dir.path().join("ns.json"),
+        r#"{"kind":"Namespace","metadata":{"name":"n","labels":{"x":"y"}}}"#,
+    )
+    .unwrap();
+    let static_pod = "kind: Pod\nmetadata: {name: s, namespace: n, uid: api, annotations: {kubernetes.io/config.hash: file}}\nspec: {containers: [{name: c}]}\n";
+    fs::write(dir.path().join("s.yml"), static_pod).unwrap();
+    let directory = Directory::open(dir.path()).unwrap();
+    eventually("all read", || directory.count() == (2, 1));
+    assert_eq!(wait(&directory, "a", "2", 0).unwrap_err(), Missing::OtherUid("1".into()));
+    assert_eq!(wait(&directory, "a", "1", 0).unwrap().namespace.unwrap().labels["x"], "y");
+    assert!(wait(&directory, "s", "file", 0).is_ok(), "a static pod has two uids");
+    assert!(wait(&directory, "s", "other", 0).is_err());
+}
+
+#[test]
+fn says_which_directory_is_wrong() {
+    let error = Directory::open(Path::new("/nonexistent/pods")).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/pods"), "{error}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert!(Directory::open(file.path()).is_err());
+}
+
+#[test]
+fn outlives_its_directory() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("pods");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.yaml"), pod("a", "1")).unwrap();
+    let directory = Directory::open(&path).unwrap();
+    assert!(wait(&directory, "a", "", 2000).is_ok());
+    fs::rename(&path, parent.path().join("old")).unwrap();
+    assert!(wait(&directory, "a", "", 0).is_ok());
+}

@@ -1,0 +1,109 @@
+//! The kernel's messages about the pods directory.
+
+use super::{Directory, SourceError, Trust, is_manifest};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long after the directory was lost, or a message could not be read, the
+/// next attempt is made.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An inotify instance on the directory.
+pub(super) struct Watcher {
+    inotify: Inotify,
+}
+
+impl Watcher {
+    /// Watches `path`, which must be a directory.
+    pub(super) fn new(path: &Path) -> Result<Self, SourceError> {
+        let watch = |source| SourceError::Watch { path: path.to_owned(), source };
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).map_err(watch)?;
+        let watcher = Self { inotify };
+        watcher.add(path).map_err(watch)?;
+        Ok(watcher)
+    }
+
+    fn add(&self, path: &Path) -> Result<(), Errno> {
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE
+            // A link that is made in place is never closed.
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_ONLYDIR;
+        self.inotify.add_watch(path, flags).map(drop)
+    }
+
+    /// Follows the directory until the process ends.
+    pub(super) fn run(self, directory: &Directory) {
+        // What was too fresh to be read at the start, and will not be announced.
+        std::thread::sleep(super::SETTLED);
+        read_all(directory, Trust::Partial);
+        loop {
+            match self.inotify.read_events() {
+                Ok(events) => {
+                    for event in &events {
+                        self.handle(event, directory);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    tracing::error!(directory = %directory.path.display(), reason = %errno, "cannot read changes of the pods directory");
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    fn handle(&self, event: &InotifyEvent, directory: &Directory) {
+        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            self.follow_again(directory);
+            return;
+        }
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            read_all(directory, Trust::Complete);
+            return;
+        }
+        let Some(name) = &event.name else { return };
+        if !is_manifest(name) {
+            // A mounted ConfigMap changes all its files by renaming `..data`.
+            if name.as_encoded_bytes().starts_with(b"..data") {
+                read_all(directory, Trust::Complete);
+            }
+            return;
+        }
+        let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
+        if event.mask.intersects(gone) {
+            directory.forget(name);
+        } else if !event.mask.contains(AddWatchFlags::IN_CREATE) || is_link(directory, name) {
+            directory.read(name, Trust::Complete);
+        }
+    }
+
+    /// The directory was removed: its content is kept until it is back.
+    fn follow_again(&self, directory: &Directory) {
+        tracing::error!(directory = %directory.path.display(), "pods directory is gone, its last content is kept until it is back");
+        while self.add(&directory.path).is_err() {
+            std::thread::sleep(RETRY);
+        }
+        tracing::info!(directory = %directory.path.display(), "pods directory is back");
+        read_all(directory, Trust::Complete);
+    }
+}
+
+/// True for a symbolic or hard link: it is whole as soon as it is there, and
+/// nobody closes it.
+fn is_link(directory: &Directory, name: &OsStr) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(directory.path.join(name))
+        .is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1)
+}
+
+fn read_all(directory: &Directory, trust: Trust) {
+    if let Err(error) = directory.read_all(trust) {
+        tracing::error!(reason = %crate::failure::causes(&error), "cannot read the pods directory again");
+    }
+}
