@@ -207,7 +207,8 @@ impl Pod {
     /// When it cannot listen.
     pub fn serve_proxy(&self, programs: &Programs, transparent: bool) -> Result<Running> {
         let proxy = StandIn::proxy(transparent);
-        proxy.start(&programs.stand_in, &self.sandbox, Identity::PROXY)
+        let who = if transparent { Identity::TPROXY } else { Identity::PROXY };
+        proxy.start(&programs.stand_in, &self.sandbox, who)
     }
 
     /// Starts an application that answers as `app`.

@@ -60,15 +60,14 @@ pub struct Envoy<'a> {
 }
 
 impl<'a> Envoy<'a> {
-    /// Starts it as the sidecar's user, without capabilities for REDIRECT and
-    /// with CAP_NET_ADMIN for TPROXY, as the injector does.
+    /// Starts it as the sidecar's user of the mode, as the injector does.
     ///
     /// # Errors
     /// When it does not serve in time.
     pub fn start(binary: &PathBuf, pod: &'a Namespace, mode: Mode) -> Result<Self> {
         let who = match mode {
             Mode::Redirect => Identity::PROXY,
-            Mode::Tproxy => Identity::PROXY.with_net_admin(),
+            Mode::Tproxy => Identity::TPROXY,
         };
         let log = pod.scratch().file("envoy.log", "")?;
         let running = pod
@@ -109,7 +108,7 @@ impl<'a> Envoy<'a> {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN));
         let mut stream = within(self.pod.netns(), || TcpStream::connect(to))??;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: envoy\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)

@@ -89,9 +89,10 @@ impl Stage {
         let (facts, hood) = (&self.facts, &self.hood);
         let stand_in = &self.programs.stand_in;
         let proxy = Identity {
-            uid: facts.uids.first().copied().unwrap_or(1337),
+            // See Identity::TPROXY.
+            uid: if facts.tproxy { 0 } else { facts.uids.first().copied().unwrap_or(1337) },
             gid: facts.gids.first().copied().unwrap_or(1337),
-            net_admin: false,
+            net_admin: facts.tproxy,
         };
         let app = StandIn::direct("app", &TCP_PORTS, datagrams(&own_addresses(facts.ipv6)));
         let mut outside = Neighbourhood::world_addresses();
@@ -160,6 +161,10 @@ fn identities(facts: &Facts) -> BTreeSet<(u32, u32)> {
     }
     for gid in facts.gids.iter().chain(&facts.groups) {
         who.insert((2000, *gid));
+    }
+    if facts.tproxy {
+        // How the injector runs the proxy then (reference 8.9).
+        who.extend(facts.gids.iter().map(|gid| (0, *gid)));
     }
     if let (Some(uid), Some(gid)) = (facts.uids.first(), facts.gids.first()) {
         who.insert((*uid, *gid));

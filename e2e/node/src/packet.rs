@@ -131,7 +131,7 @@ pub fn serve(input: impl BufRead, mut output: impl std::io::Write) -> Result<()>
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(attempt) = lock(&queue).pop_front() {
+                while let Some(attempt) = next(&queue) {
                     let fate =
                         attempt.make().unwrap_or_else(|err| Fate::Failed(format!("{err:#}")));
                     let label = attempt.label;
@@ -144,6 +144,11 @@ pub fn serve(input: impl BufRead, mut output: impl std::io::Write) -> Result<()>
         writeln!(output, "{}", serde_json::to_string(outcome)?)?;
     }
     Ok(())
+}
+
+/// In a function of its own, so that the queue is free while the attempt is made.
+fn next(queue: &Mutex<VecDeque<Attempt>>) -> Option<Attempt> {
+    lock(queue).pop_front()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

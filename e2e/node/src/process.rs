@@ -28,6 +28,10 @@ pub struct Identity {
 impl Identity {
     /// The sidecar proxy's usual user.
     pub const PROXY: Self = Self { uid: 1337, gid: 1337, net_admin: false };
+    /// The sidecar proxy in TPROXY mode, as the injector has it (reference 8.9):
+    /// root, so that the rules let its connections to the application pass that
+    /// bear the client's address, with no capability but CAP_NET_ADMIN.
+    pub const TPROXY: Self = Self { uid: 0, gid: 1337, net_admin: true };
     /// An application.
     pub const APP: Self = Self { uid: 1000, gid: 1000, net_admin: false };
 
@@ -45,6 +49,10 @@ impl Identity {
             format!("--regid={}", self.gid),
             "--clear-groups".to_owned(),
         ];
+        if self.uid == 0 {
+            let kept = if self.net_admin { ",+net_admin" } else { "" };
+            argv.push(format!("--bounding-set=-all{kept}"));
+        }
         if self.net_admin {
             argv.push("--inh-caps=+net_admin".to_owned());
             argv.push("--ambient-caps=+net_admin".to_owned());

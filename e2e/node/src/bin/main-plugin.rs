@@ -46,8 +46,9 @@ fn wrap() -> Result<()> {
         }
     }
     let text = serde_json::to_string_pretty(&result)?;
-    // A number that no double holds, and a key that no version knows.
-    let odd = "{\n\"x-unknown\": [1e400, 12345678901234567890123, \"\\u00e9\"],";
+    // A number that no double holds, a form that no printer chooses, and a key
+    // that no version knows.
+    let odd = "{\n\"x-unknown\": [12345678901234567890123, 1.10, \"\\u00e9\"],";
     print(&text.replacen('{', odd, 1))
 }
 
