@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use e2e_node::agent::namespace;
 use e2e_node::lab::{Namespace, Scratch};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 use sys::netns::within;
@@ -56,9 +55,10 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Res
     let programs = programs(dist);
     let nftables = Agent::start(&programs, &node, "nftables", "nftables")?;
     let iptables = Agent::start(&programs, &node, "iptables", "iptables")?;
-    let plain = Pod { namespace: PLAIN, number: 0 };
-    let mut objects = vec![namespace(MESH), namespace(PLAIN), plain.manifest()];
-    objects.extend((0..AT_ONCE).map(|number| Pod { namespace: MESH, number }.manifest()));
+    let mut objects = vec![namespace(MESH), namespace(PLAIN)];
+    for namespace in [PLAIN, MESH] {
+        objects.extend((0..AT_ONCE).map(|number| Pod { namespace, number }.manifest()));
+    }
     let last = Pod { namespace: MESH, number: AT_ONCE - 1 };
     for agent in [&nftables, &iptables] {
         agent.learn(&node, &objects, last)?;
@@ -127,15 +127,13 @@ fn measure(
     rounds: usize,
     at_once: usize,
 ) -> Result<Vec<Samples>> {
-    static NEXT: AtomicUsize = AtomicUsize::new(1);
     let mut samples = vec![Samples::default(); ways.len()];
     for round in 0..=rounds {
         for step in 0..ways.len() {
             let i = (round + step) % ways.len();
             let (name, way) = &ways[i];
-            let sandboxes = (0..at_once)
-                .map(|_| Sandbox::create(node, NEXT.fetch_add(1, Ordering::Relaxed)))
-                .collect::<Result<Vec<_>>>()?;
+            let sandboxes =
+                (0..at_once).map(|_| Sandbox::create(node)).collect::<Result<Vec<_>>>()?;
             let times = together(way, &sandboxes).with_context(|| format!("measure {name}"))?;
             if round > 0 {
                 samples[i].extend(times);

@@ -28,7 +28,7 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>
     // Held until the end: a node's pods are there while it is looked at.
     let mut sandboxes = Vec::new();
     for pod in pods {
-        let sandbox = Sandbox::create(&node, pod.number + 1)?;
+        let sandbox = Sandbox::create(&node)?;
         agent.add(&sandbox, pod)?;
         sandboxes.push(sandbox);
     }

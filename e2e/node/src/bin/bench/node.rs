@@ -7,6 +7,7 @@ use e2e_node::lab::Namespace;
 use e2e_node::programs::Programs;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use sys::process::Command;
 
@@ -53,8 +54,11 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes number `number` on the node.
-    pub(crate) fn create(node: &Namespace, number: usize) -> Result<Self> {
+    /// Makes one on the node. No two have the same number: the kernel takes a
+    /// namespace apart later, and its links with it.
+    pub(crate) fn create(node: &Namespace) -> Result<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let netns = Namespace::create(node.scratch(), &format!("pod{number}"))?;
         node.link(&format!("v{number}"), &netns, "eth0")?;
         let (v4, v6) = addresses(number);
@@ -109,7 +113,7 @@ impl Agent {
         for object in objects {
             self.directories.publish(object)?;
         }
-        let sandbox = Sandbox::create(node, 0)?;
+        let sandbox = Sandbox::create(node)?;
         let end = Instant::now() + PATIENCE;
         while let Err(error) = self.add(&sandbox, last) {
             if Instant::now() > end {
