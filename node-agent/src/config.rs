@@ -43,7 +43,7 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_enum, env = "SLUICE_BACKEND", default_value = "auto")]
     backend: Choice,
     /// Istio's setting: true means nftables; anything else is up to --backend.
-    #[arg(long, env = "NATIVE_NFTABLES", value_parser = boolean, default_value = "false", hide = true)]
+    #[arg(long, env = "NATIVE_NFTABLES", action = clap::ArgAction::Set, value_parser = boolean, default_value = "false", hide = true)]
     native_nftables: bool,
     /// How a log line looks.
     #[arg(long, value_enum, env = "SLUICE_LOG_FORMAT", default_value = "text")]
@@ -69,7 +69,7 @@ impl AgentArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArgs {
     /// Ambient mode is on.
-    #[arg(long, env = "AMBIENT_ENABLED", value_name = "BOOL", value_parser = boolean, default_value = "false")]
+    #[arg(long, env = "AMBIENT_ENABLED", value_name = "BOOL", action = clap::ArgAction::Set, value_parser = boolean, default_value = "false")]
     ambient_enabled: bool,
     /// Which pods are ambient: a YAML list of {podSelector, namespaceSelector}.
     #[arg(

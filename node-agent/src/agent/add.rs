@@ -116,7 +116,7 @@ impl Agent {
             let next = "nothing was started; look in the agent's log, and whether the node's kernel has nf_tables or ip_tables";
             Failure::new(code::RULES_NOT_PROGRAMMED, what, next)
         };
-        let addresses = sys::routing::addresses().map_err(|error| rules(causes(&error)))?;
+        let addresses = super::addresses().map_err(|error| rules(causes(&error)))?;
         let plan = plan(pod, &self.config, &addresses).map_err(|error| refused(pod, &error))?;
         let programmed = self.backend.program(&plan).map_err(rules)?;
         let inside = probe::inside(&plan, &addresses).map_err(|error| not_proved(&error))?;

@@ -53,7 +53,7 @@ impl Agent {
             let missing = |what: String| Failure::new(code::RULES_MISSING, what, NEXT);
             let addresses = match addresses {
                 Some(addresses) => addresses,
-                None => sys::routing::addresses().map_err(|error| missing(causes(&error)))?,
+                None => super::addresses().map_err(|error| missing(causes(&error)))?,
             };
             let plan: Plan =
                 plan(&pod, &self.config, &addresses).map_err(|error| missing(error.to_string()))?;

@@ -16,10 +16,12 @@ use crate::source::{Directory, Found, Missing, Wanted};
 use busy::{Busy, Key, Turn};
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use sys::backend::BackendError;
 use sys::netns::{Netns, NetnsId};
 use wire::code;
 use wire::request::{Answer, Decision, Endpoint, Extension, GcRequest, PodRequest};
@@ -183,6 +185,16 @@ fn sandbox(request: &PodRequest) -> Result<Option<SandboxId>, Failure> {
         )
         .with_status(400)
     })
+}
+
+/// Addresses of the calling thread's namespace, as a plan takes them. `::6` on `lo`
+/// comes from the rules themselves (reference 3.5): it is no address of the pod, and
+/// must not turn IPv6 on when a pod is programmed again.
+fn addresses() -> Result<Vec<IpAddr>, BackendError> {
+    const VALIDATION: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+    let mut addresses = sys::routing::addresses()?;
+    addresses.retain(|address| *address != VALIDATION);
+    Ok(addresses)
 }
 
 /// Fails when time is up. `step` is what would have come next.

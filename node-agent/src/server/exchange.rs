@@ -3,12 +3,16 @@
 use crate::failure::Failure;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use wire::request::{Endpoint, MAX_BODY, MAX_HEAD};
 
 /// Headers that a request may have. Go's client sends six.
 const MAX_HEADERS: usize = 32;
+
+/// How long a refused caller is heard out.
+const DRAIN: Duration = Duration::from_millis(500);
 
 /// Bytes read at once.
 const CHUNK: usize = 4096;
@@ -143,6 +147,14 @@ pub(super) async fn write(stream: &mut UnixStream, status: u16, body: &[u8]) -> 
     bytes.extend_from_slice(body);
     stream.write_all(&bytes).await?;
     stream.shutdown().await
+}
+
+/// Reads what the caller is still sending, for a moment: one that was refused before
+/// it was heard out would else fail in its own write and never see the answer.
+pub(super) async fn drain(stream: &mut UnixStream) {
+    let mut ignored = [0; CHUNK];
+    let all = async { while matches!(stream.read(&mut ignored).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(DRAIN, all).await;
 }
 
 fn phrase(status: u16) -> &'static str {

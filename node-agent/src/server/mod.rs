@@ -149,7 +149,7 @@ async fn converse<S: Service>(mut stream: UnixStream, service: Arc<S>, has_place
     };
     let written = tokio::time::timeout(WRITE_TIMEOUT, exchange::write(&mut stream, status, &body));
     match written.await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => exchange::drain(&mut stream).await,
         Ok(Err(error)) => tracing::debug!(reason = %error, "caller did not take its answer"),
         Err(_) => tracing::debug!("caller did not take its answer in time"),
     }

@@ -2,10 +2,12 @@
 
 use super::{Directory, SourceError, Trust, is_manifest};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long after the directory was lost, or a message could not be read, the
 /// next attempt is made.
@@ -40,9 +42,20 @@ impl Watcher {
     /// Follows the directory until the process ends.
     pub(super) fn run(self, directory: &Directory) {
         // What was too fresh to be read at the start, and will not be announced.
-        std::thread::sleep(super::SETTLED);
-        read_all(directory, Trust::Partial);
+        let mut again = Some(Instant::now() + super::SETTLED);
         loop {
+            if again.is_some_and(|at| at <= Instant::now()) {
+                again = None;
+                read_all(directory, Trust::Partial);
+            }
+            match self.wait(again) {
+                Ok(true) => {}
+                Ok(false) | Err(Errno::EINTR) => continue,
+                Err(errno) => {
+                    cannot_read(directory, errno);
+                    continue;
+                }
+            }
             match self.inotify.read_events() {
                 Ok(events) => {
                     for event in &events {
@@ -50,12 +63,22 @@ impl Watcher {
                     }
                 }
                 Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    tracing::error!(directory = %directory.path.display(), reason = %errno, "cannot read changes of the pods directory");
-                    std::thread::sleep(RETRY);
-                }
+                Err(errno) => cannot_read(directory, errno),
             }
         }
+    }
+
+    /// True when there is a message; false when it is `until`.
+    fn wait(&self, until: Option<Instant>) -> Result<bool, Errno> {
+        let timeout = match until {
+            None => PollTimeout::NONE,
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now()).as_millis();
+                PollTimeout::from(u16::try_from(left + 1).unwrap_or(u16::MAX))
+            }
+        };
+        let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut polled, timeout)? > 0)
     }
 
     fn handle(&self, event: &InotifyEvent, directory: &Directory) {
@@ -92,6 +115,11 @@ impl Watcher {
         tracing::info!(directory = %directory.path.display(), "pods directory is back");
         read_all(directory, Trust::Complete);
     }
+}
+
+fn cannot_read(directory: &Directory, errno: Errno) {
+    tracing::error!(directory = %directory.path.display(), reason = %errno, "cannot read changes of the pods directory");
+    std::thread::sleep(RETRY);
 }
 
 /// True for a symbolic or hard link: it is whole as soon as it is there, and

@@ -1,0 +1,530 @@
+//! What is kept of the API's objects. Kubernetes' shapes stop here.
+//!
+//! A pod's manifest is 5 to 20 KB of JSON, most of it managed fields, environment
+//! and volumes. What is read is facts of the pod for `redirect`, and what tells
+//! whether it runs and how its init containers ended. An object that lacks what no
+//! real one lacks is kept as unusable: read leniently, a pod without its last
+//! containers would look as if it were outside the mesh.
+
+use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Environment of the proxy that decisions and plans are made of (reference 2.4 and
+/// 2.6). The rest holds secrets, which have no business in the agent's memory.
+const SWITCHES: [&str; 4] =
+    ["DISABLE_ENVOY", "ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP"];
+
+/// Arguments of the proxy that say what kind it is: `proxy sidecar`.
+const ARGUMENTS: usize = 2;
+
+/// Annotations with this in their key are kept.
+const MESH: &str = "istio.io/";
+
+/// What the mirror of a static pod is marked with: the uid that its sandbox has.
+const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
+
+/// A namespaced name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct PodName {
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its name there.
+    pub(crate) name: String,
+}
+
+/// A pod of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodePod {
+    /// What the mesh decides by.
+    pub(crate) facts: Pod,
+    /// `metadata.resourceVersion`, for preconditions.
+    pub(crate) version: String,
+    /// Its phase.
+    pub(crate) phase: Phase,
+    /// It is being deleted.
+    pub(crate) deleting: bool,
+    /// `status.podIPs`; empty until its sandbox is there.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// How its init containers fare, native sidecars among them.
+    pub(crate) init: Vec<InitStatus>,
+}
+
+/// `status.phase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not all of its init containers are done.
+    Pending,
+    /// Its containers run.
+    Running,
+    /// All ended well.
+    Succeeded,
+    /// All ended, one badly.
+    Failed,
+    /// The kubelet did not say.
+    Unknown,
+}
+
+/// An init container's state, as far as repair asks (reference 7.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InitStatus {
+    /// Its name.
+    pub(crate) name: String,
+    /// It ended well.
+    pub(crate) completed: bool,
+    /// How it ended the time before.
+    pub(crate) last: Option<Ended>,
+}
+
+/// An end of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Its exit code.
+    pub(crate) code: i32,
+    /// Its termination message.
+    pub(crate) message: String,
+}
+
+impl NodePod {
+    /// No container of it runs, or will.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    /// The pod that a runtime knows by `uid`: its own, or that of the static pod it
+    /// mirrors.
+    pub(crate) fn has_uid(&self, uid: &str) -> bool {
+        self.facts.uid.as_deref() == Some(uid) || self.facts.annotation(STATIC_POD_UID) == Some(uid)
+    }
+}
+
+/// A pod as the API gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// One that can be decided about.
+    Usable(Box<NodePod>),
+    /// One that cannot, and why.
+    Unusable {
+        /// Its uid, as far as it is known.
+        uid: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// What a pod object said.
+#[derive(Debug)]
+pub(super) enum Decoded<T> {
+    /// An object of ours.
+    Object(T),
+    /// One that does not concern this node.
+    Foreign,
+    /// No name is to be had from it.
+    Broken(String),
+}
+
+/// What the decoder has to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Scope {
+    /// `spec.nodeName` of pods that are kept.
+    pub(crate) node: String,
+    /// Keys of annotations that are kept besides the mesh's own.
+    pub(crate) annotations: Vec<String>,
+}
+
+/// Reads a pod.
+pub(super) fn pod(json: &str, scope: &Scope) -> Decoded<(PodName, Seen)> {
+    let raw: RawPod<'_> = match serde_json::from_str(json) {
+        Ok(raw) => raw,
+        Err(error) => return broken_pod(json, &error),
+    };
+    let meta = raw.metadata.unwrap_or_default();
+    let spec = raw.spec.unwrap_or_default();
+    if !spec.node_name.as_deref().is_none_or(|node| node == scope.node) {
+        return Decoded::Foreign;
+    }
+    let (Some(name), Some(namespace)) = (filled(&meta.name), filled(&meta.namespace)) else {
+        return Decoded::Broken("a pod without a name or a namespace".to_owned());
+    };
+    let name = PodName { namespace: namespace.to_owned(), name: name.to_owned() };
+    let uid = filled(&meta.uid).unwrap_or_default().to_owned();
+    let lacks = if uid.is_empty() {
+        Some("metadata.uid")
+    } else if spec.node_name.is_none() {
+        Some("spec.nodeName")
+    } else if spec.containers.as_ref().is_none_or(Vec::is_empty) {
+        Some("spec.containers")
+    } else {
+        None
+    };
+    if let Some(field) = lacks {
+        let problem = format!("{field} is missing or empty, which no running pod's is");
+        return Decoded::Object((name, Seen::Unusable { uid, problem }));
+    }
+    let facts = facts(&name, uid, meta.labels, meta.annotations, spec, scope);
+    let status = raw.status.unwrap_or_default();
+    let pod = NodePod {
+        facts,
+        version: meta.resource_version.unwrap_or_default().into_owned(),
+        phase: phase(status.phase.as_deref()),
+        deleting: meta.deletion_timestamp.is_some(),
+        addresses: addresses(&status),
+        init: status.init_container_statuses.unwrap_or_default().iter().map(init).collect(),
+    };
+    Decoded::Object((name, Seen::Usable(Box::new(pod))))
+}
+
+/// A pod whose shape is wrong is still known by name, if it says its name.
+fn broken_pod(json: &str, error: &serde_json::Error) -> Decoded<(PodName, Seen)> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        metadata: Name<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Name<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+        #[serde(borrow)]
+        namespace: Cow<'a, str>,
+        #[serde(borrow, default)]
+        uid: Option<Cow<'a, str>>,
+    }
+    let problem = super::error::quote(&error.to_string());
+    match serde_json::from_str::<Named<'_>>(json) {
+        Ok(Named { metadata: Name { name, namespace, uid } }) => {
+            let name = PodName { namespace: namespace.into_owned(), name: name.into_owned() };
+            let uid = uid.unwrap_or_default().into_owned();
+            Decoded::Object((name, Seen::Unusable { uid, problem }))
+        }
+        Err(_) => Decoded::Broken(problem),
+    }
+}
+
+fn facts(
+    name: &PodName,
+    uid: String,
+    labels: Option<Map>,
+    annotations: Option<Map>,
+    spec: RawSpec<'_>,
+    scope: &Scope,
+) -> Pod {
+    let kept = |key: &str| {
+        key.contains(MESH) || key == STATIC_POD_UID || scope.annotations.iter().any(|k| k == key)
+    };
+    let mut containers: Vec<Container> = Vec::new();
+    let init = spec.init_containers.unwrap_or_default();
+    containers.extend(init.into_iter().map(|raw| container(raw, true)));
+    let regular = spec.containers.unwrap_or_default();
+    containers.extend(regular.into_iter().map(|raw| container(raw, false)));
+    containers.shrink_to_fit();
+    Pod {
+        name: name.name.clone(),
+        namespace: name.namespace.clone(),
+        uid: Some(uid),
+        labels: values(labels).collect(),
+        annotations: values(annotations).filter(|(key, _)| kept(key)).collect(),
+        host_network: spec.host_network.unwrap_or_default(),
+        containers,
+    }
+}
+
+fn container(raw: RawContainer<'_>, init: bool) -> Container {
+    let name = raw.name.unwrap_or_default().into_owned();
+    if name != PROXY_CONTAINER {
+        return Container { name, init, ..Container::default() };
+    }
+    let security = raw.security_context.unwrap_or_default();
+    let args = raw.args.unwrap_or_default();
+    let env = raw.env.unwrap_or_default();
+    Container {
+        name,
+        init,
+        args: args.into_iter().take(ARGUMENTS).map(|Text(text)| text.into_owned()).collect(),
+        env: env
+            .into_iter()
+            .filter_map(|var| {
+                let name = var.name?;
+                let value = var.value.unwrap_or_default().into_owned();
+                SWITCHES.contains(&&*name).then(|| (name.into_owned(), value))
+            })
+            .collect(),
+        run_as_user: security.run_as_user,
+        run_as_group: security.run_as_group,
+    }
+}
+
+fn phase(text: Option<&str>) -> Phase {
+    match text {
+        Some("Pending") => Phase::Pending,
+        Some("Running") => Phase::Running,
+        Some("Succeeded") => Phase::Succeeded,
+        Some("Failed") => Phase::Failed,
+        _ => Phase::Unknown,
+    }
+}
+
+fn addresses(status: &RawStatus<'_>) -> Vec<IpAddr> {
+    let many = status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.as_deref());
+    let mut all: Vec<IpAddr> = many.filter_map(|ip| ip.parse().ok()).collect();
+    if all.is_empty() {
+        all.extend(status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()));
+    }
+    all
+}
+
+fn init(raw: &RawContainerStatus<'_>) -> InitStatus {
+    let ended = |state: &Option<RawState<'_>>| state.as_ref().and_then(|s| s.terminated.clone());
+    let now = ended(&raw.state);
+    InitStatus {
+        name: raw.name.as_deref().unwrap_or_default().to_owned(),
+        completed: now
+            .is_some_and(|t| t.reason.as_deref() == Some("Completed") || t.exit_code == Some(0)),
+        last: ended(&raw.last_state).map(|t| Ended {
+            code: t.exit_code.unwrap_or_default(),
+            message: super::error::quote(t.message.as_deref().unwrap_or_default()),
+        }),
+    }
+}
+
+/// Labels of a namespace as one allocation: a cluster has thousands of namespaces,
+/// and a map costs half a kilobyte before its first entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Labels(Box<str>);
+
+/// Between the texts of [`Labels`]; no label has it.
+const SEPARATOR: char = '\0';
+
+impl Labels {
+    fn pack(labels: Option<Map>) -> Self {
+        let mut text = String::new();
+        for (key, value) in values(labels) {
+            text.extend([key.as_str(), "\0", value.as_str(), "\0"]);
+        }
+        Self(text.into_boxed_str())
+    }
+
+    /// The namespace.
+    pub(super) fn unpack(&self, name: &str) -> Namespace {
+        let mut texts = self.0.split(SEPARATOR);
+        let mut labels = BTreeMap::new();
+        while let (Some(key), Some(value)) = (texts.next(), texts.next()) {
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        Namespace { name: name.to_owned(), labels }
+    }
+}
+
+/// Reads a namespace, whole or its metadata only. One whose labels have the wrong
+/// shape is as good as unknown.
+pub(super) fn namespace(json: &str) -> Decoded<(String, Labels)> {
+    #[derive(Deserialize)]
+    struct Raw<'a> {
+        #[serde(borrow)]
+        metadata: RawMeta<'a>,
+    }
+    match serde_json::from_str::<Raw<'_>>(json) {
+        Ok(Raw { metadata }) => match filled(&metadata.name) {
+            Some(name) => Decoded::Object((name.to_owned(), Labels::pack(metadata.labels))),
+            None => Decoded::Broken("a namespace without a name".to_owned()),
+        },
+        Err(error) => Decoded::Broken(super::error::quote(&error.to_string())),
+    }
+}
+
+/// A page of a list, its items not yet read: one that is broken must not take the
+/// others with it.
+#[derive(Deserialize)]
+pub(super) struct Page<'a> {
+    /// What the list is of.
+    #[serde(borrow, default)]
+    pub(super) kind: Cow<'a, str>,
+    /// Where to go on from.
+    #[serde(borrow)]
+    pub(super) metadata: PageMeta<'a>,
+    /// The items, as text; Go writes an empty list as null.
+    #[serde(borrow)]
+    pub(super) items: Option<Vec<&'a RawValue>>,
+}
+
+/// See [`Page`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageMeta<'a> {
+    /// Version of the list, to watch from.
+    #[serde(borrow, default)]
+    pub(super) resource_version: Cow<'a, str>,
+    /// Token of the next page; empty on the last.
+    #[serde(borrow, default, rename = "continue")]
+    pub(super) next: Option<Cow<'a, str>>,
+}
+
+/// A line of a watch.
+#[derive(Deserialize)]
+pub(super) struct Line<'a> {
+    /// ADDED, MODIFIED, DELETED, BOOKMARK or ERROR.
+    #[serde(borrow, rename = "type")]
+    pub(super) kind: Cow<'a, str>,
+    /// The object, as text.
+    #[serde(borrow)]
+    pub(super) object: &'a RawValue,
+}
+
+/// What every object says of itself: enough to go on from, and to know the end of a
+/// streamed list.
+#[derive(Deserialize)]
+pub(super) struct Marker<'a> {
+    #[serde(borrow)]
+    metadata: RawMeta<'a>,
+}
+
+/// Annotation of the bookmark that ends a streamed list.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+impl Marker<'_> {
+    /// The version to go on from.
+    pub(super) fn version(&self) -> Option<&str> {
+        filled(&self.metadata.resource_version)
+    }
+
+    /// This bookmark ends a streamed list.
+    pub(super) fn ends_list(&self) -> bool {
+        let annotations = self.metadata.annotations.as_ref();
+        let end = annotations.and_then(|map| map.get(INITIAL_EVENTS_END));
+        end.and_then(Option::as_deref) == Some("true")
+    }
+}
+
+/// `null` as a value means empty, as the API server has it.
+type Map = BTreeMap<String, Option<String>>;
+
+fn values(map: Option<Map>) -> impl Iterator<Item = (String, String)> {
+    map.unwrap_or_default().into_iter().map(|(key, value)| (key, value.unwrap_or_default()))
+}
+
+fn filled<'a>(text: &'a Option<Cow<'_, str>>) -> Option<&'a str> {
+    text.as_deref().filter(|text| !text.is_empty())
+}
+
+#[derive(Deserialize)]
+struct RawPod<'a> {
+    #[serde(borrow)]
+    metadata: Option<RawMeta<'a>>,
+    #[serde(borrow)]
+    spec: Option<RawSpec<'a>>,
+    #[serde(borrow)]
+    status: Option<RawStatus<'a>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct RawMeta<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    namespace: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    uid: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    resource_version: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    deletion_timestamp: Option<Cow<'a, str>>,
+    labels: Option<Map>,
+    annotations: Option<Map>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct RawSpec<'a> {
+    #[serde(borrow)]
+    node_name: Option<Cow<'a, str>>,
+    host_network: Option<bool>,
+    #[serde(borrow)]
+    init_containers: Option<Vec<RawContainer<'a>>>,
+    #[serde(borrow)]
+    containers: Option<Vec<RawContainer<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawContainer<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    args: Option<Vec<Text<'a>>>,
+    #[serde(borrow)]
+    env: Option<Vec<RawVar<'a>>>,
+    security_context: Option<RawSecurity>,
+}
+
+/// A text in a list: only a field's own attribute makes serde borrow.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Deserialize)]
+struct RawVar<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    value: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct RawSecurity {
+    run_as_user: Option<i64>,
+    run_as_group: Option<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct RawStatus<'a> {
+    #[serde(borrow)]
+    phase: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "podIP")]
+    pod_ip: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "podIPs")]
+    pod_ips: Option<Vec<RawIp<'a>>>,
+    #[serde(borrow)]
+    init_container_statuses: Option<Vec<RawContainerStatus<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct RawIp<'a> {
+    #[serde(borrow)]
+    ip: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawContainerStatus<'a> {
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    state: Option<RawState<'a>>,
+    #[serde(borrow)]
+    last_state: Option<RawState<'a>>,
+}
+
+#[derive(Deserialize)]
+struct RawState<'a> {
+    #[serde(borrow)]
+    terminated: Option<RawEnded<'a>>,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(rename_all = "camelCase")]
+struct RawEnded<'a> {
+    exit_code: Option<i32>,
+    #[serde(borrow)]
+    reason: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    message: Option<Cow<'a, str>>,
+}
+
+#[cfg(test)]
+mod tests;
