@@ -252,15 +252,16 @@ fn packets() -> impl Strategy<Value = Packet> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
-    /// Every packet but the middle of a running connection has the fate that
-    /// Istio's iptables rules give it; that one is never redirected.
+    /// Every packet but those that begin no connection has the fate that Istio's
+    /// iptables rules give it; those are neither redirected nor tproxied.
     #[test]
     fn our_form_differs_from_istios_on_running_connections_only(plan in plans(), packet in packets()) {
         let got = fate(&ours(&plan), &packet);
         let istio = fate(&compile(&plan, Form::Istio(Dialect::Iptables)), &packet);
-        if packet.proto == Proto::Tcp && packet.flow == Flow::PickedUp {
-            prop_assert_eq!(got.redirected, None);
-            prop_assert_eq!(Fate { redirected: None, ..istio }, got);
+        let midway = matches!(packet.flow, Flow::PickedUp | Flow::Invalid);
+        if packet.proto == Proto::Tcp && midway {
+            let mark = if istio.tproxied.is_some() { packet.mark } else { istio.mark };
+            prop_assert_eq!(Fate { redirected: None, tproxied: None, mark, ..istio }, got);
         } else if packet.proto == Proto::Udp && packet.flow == Flow::Invalid {
             prop_assert!(!got.dropped);
         } else {

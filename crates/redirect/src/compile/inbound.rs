@@ -67,7 +67,11 @@ impl Compiler<'_> {
         self.add((Mangle, C::Divert), any, vec![], Action::SetMark(mark), why);
         self.add((Mangle, C::Divert), any, vec![], Action::Accept, why);
         for (family, loopback) in self.loopbacks() {
-            let matches = vec![Match::Destination(Is::Not(loopback)), tcp()];
+            let mut matches = vec![Match::Destination(Is::Not(loopback)), tcp()];
+            // Also for iptables' sake: a packet of a connection from before the rules
+            // finds the application's own socket, which is not transparent, and
+            // xt_TPROXY drops it (nft goes on).
+            matches.extend(self.syn());
             let action = Action::Tproxy { port, mark };
             let why = "new inbound connections go to the transparent listener";
             self.add((Mangle, C::Tproxy), family, matches, action, why);
