@@ -112,7 +112,7 @@ impl Neighbourhood {
             .to_owned();
         for address in Self::world_addresses() {
             let prefix = if address.is_ipv4() { 32 } else { 128 };
-            lines.push_str(&format!("addr add {address}/{prefix} dev lo\n"));
+            lines.push_str(&format!("addr add {address}/{prefix} dev lo nodad\n"));
         }
         lines.push_str(&format!("route add 172.16.99.0/24 via {POD_V4}\n"));
         lines.push_str(&format!("route add fd99::/64 via {POD_V6}\n"));

@@ -50,7 +50,7 @@ impl Node {
             .to_owned();
         for address in Self::outside() {
             let prefix = if address.is_ipv4() { 32 } else { 128 };
-            lines.push_str(&format!("addr add {address}/{prefix} dev lo\n"));
+            lines.push_str(&format!("addr add {address}/{prefix} dev lo nodad\n"));
         }
         world.ip(&lines)?;
         Ok(Self { host, world })
