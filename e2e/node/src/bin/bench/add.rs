@@ -3,7 +3,7 @@
 //! namespace, in the same rounds.
 
 use super::figure::{Baseline, Figure, Samples};
-use super::node::{Agent, MESH, PLAIN, Pod, Sandbox, addresses, programs};
+use super::node::{self, Agent, MESH, PLAIN, Pod, Sandbox, addresses, programs};
 use anyhow::{Context, Result};
 use e2e_node::agent::namespace;
 use e2e_node::lab::{Namespace, Scratch};
@@ -51,7 +51,7 @@ impl Way<'_> {
 
 /// All figures about ADD.
 pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Result<Vec<Figure>> {
-    let node = Namespace::create(scratch, "node")?;
+    let node = node::create(scratch, "node")?;
     let programs = programs(dist);
     let nftables = Agent::start(&programs, &node, "nftables", "nftables")?;
     let iptables = Agent::start(&programs, &node, "iptables", "iptables")?;

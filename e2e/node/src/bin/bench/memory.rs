@@ -1,10 +1,10 @@
 //! What the agent holds in memory: at rest, and with a full node.
 
 use super::figure::{Figure, Samples};
-use super::node::{Agent, MESH, PLAIN, Pod, Sandbox, programs};
+use super::node::{self, Agent, MESH, PLAIN, Pod, Sandbox, programs};
 use anyhow::{Context, Result};
 use e2e_node::agent::namespace;
-use e2e_node::lab::{Namespace, Scratch};
+use e2e_node::lab::Scratch;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ const NAMESPACES: usize = 1000;
 
 /// Resident memory in KiB, all of it and the part that no file backs.
 pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>> {
-    let node = Namespace::create(scratch, "memory-node")?;
+    let node = node::create(scratch, "memory-node")?;
     let agent = Agent::start(&programs(dist), &node, "memory", "nftables")?;
     let mut figures = resident(&agent, "idle")?;
 

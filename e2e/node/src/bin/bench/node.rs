@@ -3,10 +3,11 @@
 
 use anyhow::{Context, Result};
 use e2e_node::agent::{self, Directories, plain_pod, sidecar_pod};
-use e2e_node::lab::Namespace;
+use e2e_node::lab::{Namespace, Scratch};
 use e2e_node::programs::Programs;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use sys::process::Command;
@@ -15,6 +16,10 @@ use sys::process::Command;
 pub(crate) const MESH: &str = "mesh";
 /// Kubernetes namespace of those that are not.
 pub(crate) const PLAIN: &str = "plain";
+
+const BRIDGE: &str = "cni0";
+const GATEWAY_V4: &str = "10.88.0.1";
+const GATEWAY_V6: &str = "fd88::1";
 
 /// Until an agent must know a new manifest.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,8 +49,20 @@ impl Pod {
     }
 }
 
-/// A pod's network namespace: eth0 with an address of each family, and default
-/// routes into the node.
+/// A node: the bridge of its pods, as the plugin `bridge` makes it. The agents that
+/// run there reach the pods, and so prove what arrives too.
+pub(crate) fn create(scratch: &Arc<Scratch>, name: &str) -> Result<Namespace> {
+    let node = Namespace::create(scratch, name)?;
+    node.ip(&format!(
+        "link add {BRIDGE} type bridge\n\
+         addr add {GATEWAY_V4}/16 dev {BRIDGE}\n\
+         addr add {GATEWAY_V6}/64 dev {BRIDGE} nodad\n\
+         link set {BRIDGE} up\n"
+    ))?;
+    Ok(node)
+}
+
+/// A pod's network namespace on the bridge of its node.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     /// The namespace.
@@ -61,12 +78,13 @@ impl Sandbox {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let netns = Namespace::create(node.scratch(), &format!("pod{number}"))?;
         node.link(&format!("v{number}"), &netns, "eth0")?;
+        node.ip(&format!("link set v{number} master {BRIDGE}"))?;
         let (v4, v6) = addresses(number);
         netns.ip(&format!(
-            "addr add {v4}/32 dev eth0\n\
-             addr add {v6}/128 dev eth0 nodad\n\
-             route add default dev eth0\n\
-             route add ::/0 dev eth0\n"
+            "addr add {v4}/16 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
+             route add default via {GATEWAY_V4}\n\
+             route add default via {GATEWAY_V6}\n"
         ))?;
         Ok(Self { netns, number })
     }
@@ -79,7 +97,7 @@ impl Sandbox {
 /// The addresses of a sandbox.
 pub(crate) fn addresses(number: usize) -> (String, String) {
     let (high, low) = (number / 250 % 250, number % 250 + 2);
-    (format!("10.88.{high}.{low}"), format!("fd88::{high:x}:{low:x}"))
+    (format!("10.88.{high}.{low}"), format!("fd88::1:{high:x}:{low:x}"))
 }
 
 /// An agent that serves one directory of manifests with one backend.
