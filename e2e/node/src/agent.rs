@@ -1,7 +1,7 @@
 //! The agent under test, and the manifests that it watches.
 
 use crate::lab::{Namespace, Scratch};
-use crate::process::{Program, Running};
+use crate::process::{Program, Running, is_alive};
 use crate::programs::Programs;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
@@ -50,10 +50,17 @@ impl Directories {
     }
 }
 
+/// Runs the agent for as long as the shell's stdin is open, so that it ends with
+/// a suite that was killed itself. Its process id is the first line.
+const LEASH: &str = "\"$0\" \"$@\" </dev/null >>\"$SLUICE_E2E_LOG\" 2>&1 & \
+    echo $!; read -r _; kill -9 $!; wait";
+
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
+    /// The shell around it.
     running: Running,
+    pid: u32,
     directories: Directories,
 }
 
@@ -82,9 +89,8 @@ impl Agent {
         args: &[&str],
     ) -> Result<Self> {
         let log = directories.run.with_extension("log");
-        let redirect = "exec \"$0\" \"$@\" >>\"$SLUICE_E2E_LOG\" 2>&1";
         let program = Program::new("sh")
-            .args(["-c", redirect])
+            .args(["-c", LEASH])
             .arg(&programs.sluice)
             .arg("agent")
             .arg("--pods")
@@ -97,10 +103,13 @@ impl Agent {
         // A killed agent leaves its socket behind: that is not a new one's.
         let socket = directories.run.join("pluginevent.sock");
         std::fs::remove_file(&socket).ok();
-        let mut agent = Self { running: program.start()?, directories: directories.clone() };
+        let mut running = program.start()?;
+        let pid = running.line()?.context("no process id from the shell")?;
+        let pid = pid.parse().with_context(|| format!("process id {pid:?}"))?;
+        let agent = Self { running, pid, directories: directories.clone() };
         let end = Instant::now() + START;
         while !accepts(&socket) {
-            if !agent.running.is_running() {
+            if !is_alive(pid) {
                 bail!("the agent ended, it said:\n{}", agent.log());
             }
             if Instant::now() > end {
@@ -123,15 +132,32 @@ impl Agent {
     /// # Errors
     /// When it does not die.
     pub fn kill(mut self) -> Result<()> {
-        self.running.signal(Signal::SIGKILL)?;
+        self.end()?;
+        // The shell waits for it before it ends itself.
+        self.running.close_input();
         self.running.wait(START)?;
         Ok(())
+    }
+
+    /// Until the shell ends, the process id is no other's.
+    fn end(&self) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid)?);
+        nix::sys::signal::kill(pid, Signal::SIGKILL).context("kill the agent")
     }
 
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.running.pid()
+        self.pid
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Fails only for one that was killed and waited for.
+        if self.running.is_running() {
+            self.end().ok();
+        }
     }
 }
 

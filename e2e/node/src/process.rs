@@ -311,40 +311,14 @@ impl Running {
         }
     }
 
-    /// Throws its further output away, so that it never blocks on a full pipe.
-    pub fn drain(&mut self) {
-        if let Some(mut stdout) = self.stdout.take() {
-            std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
-        }
-    }
-
-    /// Closes its input and collects the rest of its output until it ends.
-    ///
-    /// # Errors
-    /// When it does not end in time.
-    pub fn finish(mut self) -> Result<(ExitStatus, String)> {
-        drop(self.stdin.take());
-        let mut rest = String::new();
-        if let Some(mut stdout) = self.stdout.take() {
-            stdout.read_to_string(&mut rest)?;
-        }
-        let status = wait(&mut self.child.0, TIMEOUT)?;
-        Ok((status, rest))
+    /// Closes its input.
+    pub fn close_input(&mut self) {
+        self.stdin = None;
     }
 
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.0.try_wait(), Ok(None))
-    }
-
-    /// Sends it a signal.
-    ///
-    /// # Errors
-    /// When there is no such process any more.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
-        let pid = i32::try_from(self.pid())?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
-            .with_context(|| format!("signal `{}`", self.command))
     }
 
     /// Waits for its end.
@@ -389,6 +363,13 @@ fn read(stream: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
         stream.map(|mut stream| stream.read_to_end(&mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// Whether a process runs. One that ended and that nobody waited for does not.
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// Runs `nft`, `ip` or the like once in a namespace with a script on stdin.

@@ -24,6 +24,9 @@ use std::time::Instant;
 /// Set by the first SIGINT or SIGTERM; the demo ends between two steps.
 static STOP: AtomicBool = AtomicBool::new(false);
 
+/// Exit status after SIGINT, as shells have it.
+const STOPPED: u8 = 130;
+
 /// CNI error code of a plugin that cannot reach its agent.
 const AGENT_UNREACHABLE: u32 = 100;
 
@@ -46,7 +49,11 @@ fn main() -> Result<ExitCode> {
     match demo.join() {
         Ok(Ok(true)) => Ok(ExitCode::SUCCESS),
         Ok(Ok(false)) => Ok(ExitCode::FAILURE),
-        Ok(Err(err)) => Err(err),
+        Ok(Err(_)) if STOP.load(Ordering::Relaxed) => Ok(ExitCode::from(STOPPED)),
+        Ok(Err(err)) => {
+            writeln!(std::io::stderr(), "demo: {err:#}")?;
+            Ok(ExitCode::FAILURE)
+        }
         Err(_) => bail!("the demo panicked"),
     }
 }

@@ -1,5 +1,6 @@
 //! The private directory of one run, and the sweep of what killed runs left.
 
+use crate::process::is_alive;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,7 +79,7 @@ fn sweep(base: &Path) {
             .and_then(|name| name.strip_prefix(PREFIX))
             .and_then(|rest| rest.split('-').next())
             .and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        if pid.is_some_and(|pid| !is_alive(pid)) {
             remove(&entry.path());
         }
     }
