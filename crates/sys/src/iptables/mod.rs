@@ -25,7 +25,7 @@ mod family;
 mod saved;
 mod spec;
 mod tool;
-mod userns;
+pub(crate) mod userns;
 mod wanted;
 
 pub use detect::{DetectError, Search};

@@ -17,7 +17,7 @@ const OWN_USER: &str = "/proc/thread-self/ns/user";
 
 /// The user namespace that owns the calling thread's network namespace, unless it
 /// is the caller's own.
-pub(super) fn foreign_owner() -> Result<Option<OwnedFd>, Error> {
+pub(crate) fn foreign_owner() -> Result<Option<OwnedFd>, Error> {
     let fail = |what| move |source| Error::UserNamespace { what, source };
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let net = nix::fcntl::open(OWN_NET, flags, Mode::empty()).map_err(fail("open the netns"))?;

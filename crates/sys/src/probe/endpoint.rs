@@ -1,6 +1,7 @@
 //! Sockets of a proof: listeners in the proxy's place, and who dials them.
 
 use super::target::Identity;
+use super::users;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -12,7 +13,7 @@ use redirect::net::Family;
 use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
 };
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Time between the client's side of a handshake and the server's.
@@ -35,16 +36,33 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Listener(TcpListener);
 
+/// Somebody that a socket is opened as.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opener<'a> {
+    /// Their ids.
+    pub(super) identity: Identity,
+    /// The user namespace the ids are of, unless it is our own.
+    pub(super) users: Option<BorrowedFd<'a>>,
+}
+
 /// Creates a socket as somebody else: rules that match on the owner read the file
 /// system ids that the thread had when it made the socket.
-fn socket_as(family: Family, identity: Option<Identity>) -> Result<OwnedFd, Errno> {
+fn socket_as(family: Family, opener: Option<Opener<'_>>) -> Result<OwnedFd, Errno> {
     let domain = match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let open = || socket(domain, SockType::Stream, flags, None);
-    let Some(Identity { uid, gid }) = identity else { return open() };
+    let Some(Opener { identity, users }) = opener else { return open() };
+    if let Some(users) = users {
+        match users::socket_of(users, identity, domain as i32) {
+            // Nobody of that name there: our own ids are nobody's there as well.
+            Err(Errno::EINVAL) => {}
+            other => return other,
+        }
+    }
+    let Identity { uid, gid } = identity;
     // These calls act on this thread alone and report the ids from before.
     let before = (setfsgid(Gid::from_raw(gid)), setfsuid(Uid::from_raw(uid)));
     let nobody = u32::MAX;
@@ -57,7 +75,7 @@ fn socket_as(family: Family, identity: Option<Identity>) -> Result<OwnedFd, Errn
 
 impl Listener {
     /// Listens on every address of a family. `EADDRINUSE` when a proxy runs already.
-    pub(super) fn open(family: Family, port: u16, transparent: bool) -> Result<Self, Errno> {
+    pub(super) fn open(family: Family, port: u16) -> Result<Self, Errno> {
         let fd = socket_as(family, None)?;
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
         let any: IpAddr = match family {
@@ -67,12 +85,14 @@ impl Listener {
         if family == Family::V6 {
             setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
         }
-        if transparent {
-            set_transparent(&fd, family)?;
-        }
         bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))?;
         listen(&fd, Backlog::new(16)?)?;
         Ok(Self(TcpListener::from(fd)))
+    }
+
+    /// Makes it one that TPROXY rules give connections to.
+    pub(super) fn become_transparent(&self, family: Family) -> Result<(), Errno> {
+        set_transparent(&self.0, family)
     }
 
     /// Takes connections until one was meant for `target`; true when there is one.
@@ -98,11 +118,11 @@ pub(super) struct Dial {
 impl Dial {
     /// Starts to connect. An error is the local kernel's: no route, for example.
     pub(super) fn start(
-        identity: Option<Identity>,
+        opener: Option<Opener<'_>>,
         from: Option<SocketAddr>,
         target: SocketAddr,
     ) -> Result<Self, Errno> {
-        let fd = socket_as(Family::of(target.ip()), identity)?;
+        let fd = socket_as(Family::of(target.ip()), opener)?;
         if let Some(from) = from {
             bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
         }
@@ -196,7 +216,7 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     Some(conntrack.unwrap_or(local))
 }
 
-fn set_transparent(fd: &OwnedFd, family: Family) -> Result<(), Errno> {
+fn set_transparent(fd: &TcpListener, family: Family) -> Result<(), Errno> {
     if family == Family::V4 {
         return setsockopt(fd, sockopt::IpTransparent, &true);
     }

@@ -8,21 +8,27 @@
 //! stand in the proxy's place for well under a millisecond; where a proxy already
 //! runs, it is the one that must accept.
 
+mod arrival;
 mod endpoint;
+mod report;
 mod scratch;
 mod target;
+mod users;
 
+pub use report::{Finding, Outcome, ProbeError, Report, Way};
 pub use scratch::{ScratchError, scratch};
 
-use crate::netns::{Netns, within};
-use endpoint::{Dial, Fate, Listener};
+use crate::iptables::userns::foreign_owner;
+use crate::netns::Netns;
+use arrival::Arrival;
+use endpoint::{Dial, Fate, Listener, Opener};
 use nix::errno::Errno;
 use redirect::net::{Family, Interface};
 use redirect::plan::{Mode, Plan};
-use std::fmt;
+use report::family_name;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
-use target::Identity;
 
 /// How long one attempt waits for an answer. On the happy path there is nothing to
 /// wait for; this is for a packet that was lost or dropped.
@@ -31,146 +37,12 @@ const ATTEMPT: Duration = Duration::from_millis(200);
 /// discovery on a bridge that is just learning.
 const ATTEMPTS: usize = 2;
 
-/// Which way a connection takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Way {
-    /// From an application of the pod to somewhere else.
-    Outbound,
-    /// From the proxy to the pod's own server: what istio-validation tests
-    /// (reference 8.9).
-    Loopback,
-    /// From the node to the pod.
-    Arrival,
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Outbound => "outbound",
-            Self::Loopback => "loopback",
-            Self::Arrival => "inbound",
-        })
-    }
-}
-
-/// What is known of one way in one family.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The way.
-    pub way: Way,
-    /// The family.
-    pub family: Family,
-    /// What was found.
-    pub outcome: Outcome,
-}
-
-/// What was found; that it is not captured is a [`ProbeError`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// A connection to this address arrived at our listener, which was told this
-    /// address as the original destination.
-    Proved(SocketAddr),
-    /// A proxy that runs already accepted a connection to this address, where
-    /// nobody else could have.
-    Accepted(SocketAddr),
-    /// The plan does not capture it, for this reason.
-    NotCaptured(&'static str),
-    /// It could not be tried, or nobody could be reached.
-    NotProved(String),
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: ", self.way, family_name(self.family))?;
-        match &self.outcome {
-            Outcome::Proved(target) => write!(f, "proved ({target})"),
-            Outcome::Accepted(target) => write!(f, "accepted by the running proxy ({target})"),
-            Outcome::NotCaptured(why) => write!(f, "not captured by the plan ({why})"),
-            Outcome::NotProved(why) => write!(f, "not proved ({why})"),
-        }
-    }
-}
-
-/// All that was found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Report {
-    /// One finding a way and family.
-    pub findings: Vec<Finding>,
-}
-
-impl Report {
-    /// True when everything that the plan captures was proved.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        !self.findings.iter().any(|f| matches!(f.outcome, Outcome::NotProved(_)))
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, finding) in self.findings.iter().enumerate() {
-            if i > 0 {
-                f.write_str("; ")?;
-            }
-            write!(f, "{finding}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Why capture is not proved.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// A connection that must be captured was not.
-    #[error(
-        "{way} {} connection to {target} did not arrive at the proxy's port {port}: {what}",
-        family_name(*family)
-    )]
-    Escaped {
-        /// The way it took.
-        way: Way,
-        /// Its family.
-        family: Family,
-        /// Where it was meant to go.
-        target: SocketAddr,
-        /// Where it should have arrived.
-        port: u16,
-        /// What happened instead.
-        what: String,
-    },
-    /// A socket that the proof needs could not be made.
-    #[error("{action}")]
-    Socket {
-        /// What was to be done.
-        action: String,
-        /// What the kernel said.
-        source: Errno,
-    },
-}
-
-fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
-}
-
 /// What was proved inside the pod, and what is left to be proved from the node.
 #[derive(Debug)]
 pub struct Inside {
     report: Report,
     port: u16,
     arrivals: Vec<Arrival>,
-}
-
-/// A connection to be made from the node.
-#[derive(Debug)]
-struct Arrival {
-    target: SocketAddr,
-    /// `None` when a proxy listens already.
-    listener: Option<Listener>,
-    /// Nobody but a proxy could accept there.
-    exclusive: bool,
 }
 
 /// Proves what the processes of the calling thread's namespace send. `addresses`
@@ -182,15 +54,23 @@ struct Arrival {
 pub fn inside(plan: &Plan, addresses: &[IpAddr]) -> Result<Inside, ProbeError> {
     let mut inside =
         Inside { report: Report::default(), port: plan.proxy.inbound_port, arrivals: Vec::new() };
+    let users = foreign_owner()?;
+    let users = users.as_ref().map(AsFd::as_fd);
     let families: &[Family] = if plan.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
     for &family in families {
-        let outcome = outbound(plan, family, addresses)?;
+        let outcome = outbound(plan, family, addresses, users)?;
         inside.push(Way::Outbound, family, outcome);
 
-        let transparent = matches!(plan.mode, Mode::Tproxy { .. });
-        let listener = listen(family, plan.proxy.inbound_port, transparent)?;
-        let outcome = loopback(plan, family, listener.as_ref())?;
+        let listener = listen(family, plan.proxy.inbound_port)?;
+        let outcome = loopback(plan, family, listener.as_ref(), users)?;
         inside.push(Way::Loopback, family, outcome);
+        // Only now: istio-validation's listener is a plain one in either mode.
+        if let (Mode::Tproxy { .. }, Some(listener)) = (plan.mode, &listener) {
+            listener.become_transparent(family).map_err(|source| {
+                let action = format!("make a listener transparent ({})", family_name(family));
+                ProbeError::Socket { action, source }
+            })?;
+        }
 
         match arrival(plan, family, addresses) {
             Ok((target, exclusive)) => {
@@ -212,16 +92,16 @@ pub fn loopback_only(plan: &Plan) -> Result<Report, ProbeError> {
     let mut report = Report::default();
     let families: &[Family] = if plan.ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
     for &family in families {
-        let listener = listen(family, plan.proxy.inbound_port, false)?;
-        let outcome = loopback(plan, family, listener.as_ref())?;
+        let listener = listen(family, plan.proxy.inbound_port)?;
+        let outcome = loopback(plan, family, listener.as_ref(), None)?;
         report.findings.push(Finding { way: Way::Loopback, family, outcome });
     }
     Ok(report)
 }
 
 /// A listener of ours, or `None` when somebody listens there already.
-fn listen(family: Family, port: u16, transparent: bool) -> Result<Option<Listener>, ProbeError> {
-    match Listener::open(family, port, transparent) {
+fn listen(family: Family, port: u16) -> Result<Option<Listener>, ProbeError> {
+    match Listener::open(family, port) {
         Ok(listener) => Ok(Some(listener)),
         Err(Errno::EADDRINUSE) => Ok(None),
         Err(source) => Err(ProbeError::Socket {
@@ -231,7 +111,12 @@ fn listen(family: Family, port: u16, transparent: bool) -> Result<Option<Listene
     }
 }
 
-fn outbound(plan: &Plan, family: Family, addresses: &[IpAddr]) -> Result<Outcome, ProbeError> {
+fn outbound(
+    plan: &Plan,
+    family: Family,
+    addresses: &[IpAddr],
+    users: Option<BorrowedFd<'_>>,
+) -> Result<Outcome, ProbeError> {
     let targets = target::outbound(plan, family, addresses);
     if targets.is_empty() {
         return Ok(Outcome::NotCaptured("no outbound address of this family is captured"));
@@ -239,8 +124,9 @@ fn outbound(plan: &Plan, family: Family, addresses: &[IpAddr]) -> Result<Outcome
     let Some(identity) = target::application(plan) else {
         return Ok(Outcome::NotCaptured("no group besides the proxy's is captured"));
     };
+    let opener = Opener { identity, users };
     let port = plan.proxy.outbound_port;
-    let listener = listen(family, port, false)?;
+    let listener = listen(family, port)?;
     let interfaces = Interfaces::of(&plan.exclude_interfaces);
     let mut unreachable = String::from("no captured address to dial");
     for target in targets {
@@ -248,7 +134,7 @@ fn outbound(plan: &Plan, family: Family, addresses: &[IpAddr]) -> Result<Outcome
             "its routes lead through excluded interfaces".clone_into(&mut unreachable);
             continue;
         }
-        match attempt(Some(identity), None, target, listener.as_ref()) {
+        match attempt(Some(opener), None, target, listener.as_ref()) {
             Err(errno) => unreachable = format!("dial {target}: {}", errno.desc()),
             Ok(Fate::Arrived) => return Ok(Outcome::Proved(target)),
             Ok(Fate::Elsewhere) if listener.is_none() => {
@@ -269,6 +155,7 @@ fn loopback(
     plan: &Plan,
     family: Family,
     listener: Option<&Listener>,
+    users: Option<BorrowedFd<'_>>,
 ) -> Result<Outcome, ProbeError> {
     let (from, target) = match target::loopback(plan, family) {
         Ok(pair) => pair,
@@ -277,8 +164,9 @@ fn loopback(
     let Some(identity) = target::proxy(plan) else {
         return Ok(Outcome::NotProved("the proxy's user is known by name only".to_owned()));
     };
+    let opener = Opener { identity, users };
     let port = plan.proxy.inbound_port;
-    match attempt(Some(identity), Some(from), target, listener) {
+    match attempt(Some(opener), Some(from), target, listener) {
         Ok(Fate::Arrived) => Ok(Outcome::Proved(target)),
         Ok(Fate::Elsewhere) if listener.is_none() => Ok(Outcome::Accepted(target)),
         Ok(fate) => Err(escaped(Way::Loopback, target, port, &fate)),
@@ -309,14 +197,14 @@ fn arrival(
 
 /// Dials, and dials again when nobody answers.
 fn attempt(
-    identity: Option<Identity>,
+    opener: Option<Opener<'_>>,
     from: Option<SocketAddr>,
     target: SocketAddr,
     listener: Option<&Listener>,
 ) -> Result<Fate, Errno> {
     let mut fate = Fate::Silence;
     for _ in 0..ATTEMPTS {
-        let dial = Dial::start(identity, from, target)?;
+        let dial = Dial::start(opener, from, target)?;
         fate = dial.fate(listener, Instant::now() + ATTEMPT);
         if fate != Fate::Silence {
             break;
@@ -362,71 +250,6 @@ impl Inside {
         }
         Ok(self.report)
     }
-}
-
-impl Arrival {
-    fn prove(&self, port: u16, pod: &Netns) -> Result<Outcome, ProbeError> {
-        let dial = || attempt(None, None, self.target, self.listener.as_ref());
-        let not_proved = |errno: Errno| {
-            Ok(Outcome::NotProved(format!("node to {}: {}", self.target, errno.desc())))
-        };
-        match dial() {
-            Ok(Fate::Arrived) => Ok(Outcome::Proved(self.target)),
-            Ok(Fate::Elsewhere) if self.listener.is_none() && self.exclusive => {
-                Ok(Outcome::Accepted(self.target))
-            }
-            Ok(Fate::Elsewhere) if self.listener.is_none() => Ok(Outcome::NotProved(format!(
-                "port {port} is taken, so who accepted the connection to {} cannot be seen",
-                self.target
-            ))),
-            Ok(fate @ Fate::Elsewhere) => Err(escaped(Way::Arrival, self.target, port, &fate)),
-            Ok(Fate::Silence) => not_proved(Errno::ETIMEDOUT),
-            Ok(Fate::Failed(Errno::ECONNREFUSED)) | Err(Errno::ECONNREFUSED) => {
-                self.refused(port, pod, dial)
-            }
-            Ok(Fate::Failed(errno)) | Err(errno) => not_proved(errno),
-        }
-    }
-
-    /// A refusal is the pod's own, and then the rules do not work, or that of a
-    /// policy on the way. What the pod has sent tells.
-    fn refused(
-        &self,
-        port: u16,
-        pod: &Netns,
-        dial: impl Fn() -> Result<Fate, Errno>,
-    ) -> Result<Outcome, ProbeError> {
-        let family = Family::of(self.target.ip());
-        let sent = || within(pod, || packets_sent(family)).ok().flatten();
-        let before = sent();
-        let again = dial();
-        if matches!(again, Ok(Fate::Arrived)) {
-            return Ok(Outcome::Proved(self.target));
-        }
-        let after = sent();
-        if before.is_some() && before == after {
-            return Ok(Outcome::NotProved(format!(
-                "node to {}: refused on the way, not by the pod",
-                self.target
-            )));
-        }
-        let refused = Fate::Failed(Errno::ECONNREFUSED);
-        Err(escaped(Way::Arrival, self.target, port, &refused))
-    }
-}
-
-/// How much this thread's namespace has sent. A sandbox in which nothing runs yet
-/// sends no IPv4 by itself; but neighbour discovery is IPv6, so there only resets
-/// count, which leaves out those that a packet filter makes.
-fn packets_sent(family: Family) -> Option<u64> {
-    let (group, name) = match family {
-        Family::V4 => ("Ip: ", "OutRequests"),
-        Family::V6 => ("Tcp: ", "OutRsts"),
-    };
-    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").ok()?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
-    let column = lines.next()?.split(' ').position(|found| found == name)?;
-    lines.next()?.split(' ').nth(column)?.parse().ok()
 }
 
 /// Which address is on which interface of the calling thread's namespace.

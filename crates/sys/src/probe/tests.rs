@@ -1,1 +1,360 @@
-//! Proofs on the kernel.
+use super::*;
+use crate::backend::Backend;
+use crate::netns::within;
+use crate::nftables::Nftables;
+use crate::process::Command;
+use redirect::compile::compile;
+use redirect::desired::{ChainKind, Desired, Form, RuleFamily, TableKind};
+use redirect::net::{Cidr, Owner};
+use redirect::plan::{Destinations, Dns, Groups, Inbound, Outbound, Proxy};
+use std::os::fd::AsRawFd;
+
+/// A node and a pod behind a veth pair.
+struct World {
+    node: Netns,
+    pod: Netns,
+}
+
+fn ip(ns: &Netns, batch: &str) {
+    within(ns, || {
+        Command::new("/sbin/ip").args(["-batch", "-"]).stdin(batch.as_bytes()).run().unwrap();
+    })
+    .unwrap();
+}
+
+const ADDRESSES: [&str; 2] = ["10.8.0.2", "fd08::2"];
+
+fn addresses() -> Vec<IpAddr> {
+    ADDRESSES.iter().map(|a| a.parse().unwrap()).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self { node: Netns::create().unwrap(), pod: Netns::create().unwrap() };
+        world.wire();
+        world
+    }
+
+    fn wire(&self) {
+        let pod = format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_fd().as_raw_fd());
+        ip(
+            &self.node,
+            &format!(
+                "link set lo up\nlink add v0 type veth peer name eth0 netns {pod}\nlink set v0 up\naddress add 10.8.0.1/24 dev v0\naddress add fd08::1/64 dev v0 nodad\n"
+            ),
+        );
+        ip(
+            &self.pod,
+            "link set lo up\nlink set eth0 up\naddress add 10.8.0.2/24 dev eth0\naddress add fd08::2/64 dev eth0 nodad\nroute add default via 10.8.0.1\nroute add default via fd08::1\n",
+        );
+    }
+
+    /// Programs and proves.
+    fn prove(&self, rules: &Desired, plan: &Plan) -> Result<Report, ProbeError> {
+        let inside = within(&self.pod, || {
+            Nftables::new().apply(rules, None).unwrap();
+            inside(plan, &addresses())
+        })
+        .unwrap()?;
+        within(&self.node, || inside.finish(&self.pod)).unwrap()
+    }
+}
+
+fn plan(mode: Mode) -> Plan {
+    Plan {
+        proxy: Proxy::default(),
+        mode,
+        ipv6: true,
+        loopback_v4: Plan::default_loopback_v4(),
+        inbound: Inbound::AllExcept(vec![15020]),
+        outbound: Outbound {
+            include: Destinations::All,
+            exclude: Vec::new(),
+            include_ports: Vec::new(),
+            exclude_ports: Vec::new(),
+            groups: Groups::AllExcept(Vec::new()),
+        },
+        dns: Dns::All,
+        exclude_interfaces: Vec::new(),
+        virtual_interfaces: Vec::new(),
+        drop_invalid: true,
+    }
+}
+
+const TPROXY: Mode = Mode::Tproxy { mark: 1337, table: 133 };
+
+fn rules(plan: &Plan) -> Desired {
+    compile(plan, Form::Sluice)
+}
+
+/// The rules with those of one chain left out that a family of packets needs.
+fn without(plan: &Plan, table: TableKind, chain: ChainKind, family: Option<Family>) -> Desired {
+    let mut desired = rules(plan);
+    let chains = desired.tables.iter_mut().filter(|t| t.kind == table).flat_map(|t| &mut t.chains);
+    for chain in chains.filter(|c| c.kind == chain) {
+        let other = family.map(|f| if f == Family::V4 { RuleFamily::V6 } else { RuleFamily::V4 });
+        chain.rules.retain_mut(|rule| match (rule.family, other) {
+            (_, None) => false,
+            (RuleFamily::Any, Some(other)) => {
+                rule.family = other;
+                true
+            }
+            (family, Some(other)) => family == other,
+        });
+    }
+    desired
+}
+
+fn proved(report: &Report) -> usize {
+    report.findings.iter().filter(|f| matches!(f.outcome, Outcome::Proved(_))).count()
+}
+
+#[test]
+fn everything_is_proved_when_the_rules_are_whole() {
+    for mode in [Mode::Redirect, TPROXY] {
+        let world = World::new();
+        let plan = plan(mode);
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let report = world.prove(&rules(&plan), &plan).unwrap();
+            println!("{mode:?} {:?}: {report}", begun.elapsed());
+            assert_eq!(proved(&report), 6, "{report}");
+            assert!(report.is_complete());
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_found_by_way_and_family() {
+    use ChainKind::{InRedirect, Output, Prerouting, Redirect, Tproxy};
+    use TableKind::{Mangle, Nat};
+    let both = [Family::V4, Family::V6];
+    let mut cases = vec![
+        (Mode::Redirect, Nat, Output, None, Way::Outbound, Family::V4),
+        (TPROXY, Nat, Output, None, Way::Outbound, Family::V4),
+    ];
+    for family in both {
+        cases.extend([
+            (Mode::Redirect, Nat, Redirect, Some(family), Way::Outbound, family),
+            (Mode::Redirect, Nat, InRedirect, Some(family), Way::Loopback, family),
+            (Mode::Redirect, Nat, Prerouting, Some(family), Way::Arrival, family),
+            (TPROXY, Nat, Redirect, Some(family), Way::Outbound, family),
+            (TPROXY, Nat, InRedirect, Some(family), Way::Loopback, family),
+            (TPROXY, Mangle, Tproxy, Some(family), Way::Arrival, family),
+            (TPROXY, Mangle, Prerouting, Some(family), Way::Arrival, family),
+        ]);
+    }
+    for (mode, table, chain, broken, way, family) in cases {
+        let world = World::new();
+        let plan = plan(mode);
+        let partly = without(&plan, table, chain, broken);
+        match world.prove(&partly, &plan) {
+            Err(ProbeError::Escaped { way: w, family: f, .. }) if (w, f) == (way, family) => {}
+            other => panic!("{mode:?} without {table:?} {chain:?} {broken:?}: {other:?}"),
+        }
+        let report = world.prove(&rules(&plan), &plan).unwrap();
+        assert_eq!(proved(&report), 6, "put right: {report}");
+    }
+}
+
+#[test]
+fn nothing_is_captured_without_rules() {
+    let world = World::new();
+    let plan = plan(Mode::Redirect);
+    assert!(world.prove(&Desired::default(), &plan).is_err());
+    // Each way by itself, as the first that fails hides the others.
+    within(&world.pod, || {
+        for family in [Family::V4, Family::V6] {
+            assert!(outbound(&plan, family, &addresses(), None).is_err());
+            let listener = listen(family, plan.proxy.inbound_port).unwrap();
+            assert!(loopback(&plan, family, listener.as_ref(), None).is_err());
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn another_listener_on_the_dialled_port_is_no_proof() {
+    let world = World::new();
+    let plan = plan(Mode::Redirect);
+    let partly = without(&plan, TableKind::Nat, ChainKind::Prerouting, None);
+    let app = within(&world.pod, || std::net::TcpListener::bind("[::]:15002").unwrap()).unwrap();
+    match world.prove(&partly, &plan) {
+        Err(ProbeError::Escaped { way: Way::Arrival, what, .. }) => {
+            assert!(what.contains("somebody else accepted it"), "{what}");
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(app);
+}
+
+#[test]
+fn a_proxy_that_runs_is_the_one_that_must_accept() {
+    let world = World::new();
+    let plan = plan(Mode::Redirect);
+    let proxy = within(&world.pod, || {
+        [plan.proxy.outbound_port, plan.proxy.inbound_port]
+            .map(|port| std::net::TcpListener::bind(("::", port)).unwrap())
+    })
+    .unwrap();
+    let report = world.prove(&rules(&plan), &plan).unwrap();
+    let accepted = |f: &Finding| matches!(f.outcome, Outcome::Accepted(_));
+    assert!(report.findings.iter().all(accepted), "{report}");
+
+    let mut one_port = plan.clone();
+    one_port.inbound = Inbound::Only(vec![8080]);
+    let report = world.prove(&rules(&one_port), &one_port).unwrap();
+    assert!(!report.is_complete(), "{report}");
+
+    let broken = without(&plan, TableKind::Nat, ChainKind::Redirect, None);
+    assert!(world.prove(&broken, &plan).is_err());
+    drop(proxy);
+}
+
+/// A process that holds a user namespace, mapped as kubelet maps one, and the
+/// network namespace that belongs to it.
+struct Guest(std::process::Child);
+
+impl Guest {
+    fn new() -> (Self, Netns) {
+        #[expect(clippy::disallowed_methods, reason = "lives while the test does")]
+        let child = std::process::Command::new("unshare")
+            .args(["--user", "--net", "sleep", "60"])
+            .spawn()
+            .unwrap();
+        let path = format!("/proc/{}", child.id());
+        let guest = Self(child);
+        let link = |of: &str, name: &str| std::fs::read_link(format!("{of}/ns/{name}")).unwrap();
+        for _ in 0..500 {
+            let apart = |name| link(&path, name) != link("/proc/self", name);
+            if apart("user") && apart("net") {
+                for map in ["uid_map", "gid_map"] {
+                    std::fs::write(format!("{path}/{map}"), "0 100000 65536").unwrap();
+                }
+                let netns = Netns::open(std::path::Path::new(&format!("{path}/ns/net"))).unwrap();
+                return (guest, netns);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no user namespace");
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_pod_with_its_own_users_is_proved_as_those_users() {
+    let (_guest, pod) = Guest::new();
+    let world = World { node: Netns::create().unwrap(), pod };
+    world.wire();
+    for mode in [Mode::Redirect, TPROXY] {
+        let mut plan = plan(mode);
+        plan.outbound.groups = Groups::Only(vec![Owner::Id(202)]);
+        let report = world.prove(&rules(&plan), &plan).unwrap();
+        assert_eq!(proved(&report), 6, "{report}");
+        let partly = without(&plan, TableKind::Nat, ChainKind::InRedirect, Some(Family::V4));
+        assert!(world.prove(&partly, &plan).is_err());
+    }
+}
+
+#[test]
+fn owners_and_lists_are_respected() {
+    let world = World::new();
+    let mut plan = plan(Mode::Redirect);
+    plan.proxy.uids = vec![Owner::Id(65534), Owner::Id(7)];
+    plan.proxy.gids = vec![Owner::Id(65534)];
+    plan.outbound.groups = Groups::Only(vec![Owner::Id(202)]);
+    plan.outbound.include = Destinations::Only(vec!["10.96.0.0/12".parse::<Cidr>().unwrap()]);
+    plan.outbound.include_ports = vec![53, 443];
+    plan.outbound.exclude = vec!["192.0.2.0/24".parse().unwrap()];
+    plan.inbound = Inbound::Only(vec![9090]);
+    let report = world.prove(&rules(&plan), &plan).unwrap();
+    assert_eq!(proved(&report), 6, "{report}");
+    let text = report.to_string();
+    assert!(text.contains("198.51.100.1:443") && text.contains(":9090"), "{text}");
+}
+
+#[test]
+fn excluded_interfaces_are_not_proved() {
+    let world = World::new();
+    let mut plan = plan(Mode::Redirect);
+    plan.exclude_interfaces = vec!["eth*".parse().unwrap()];
+    let report = world.prove(&rules(&plan), &plan).unwrap();
+    assert_eq!(proved(&report), 2, "the loopback connections only: {report}");
+    assert!(report.to_string().contains("interfaces are excluded"), "{report}");
+}
+
+#[test]
+fn a_namespace_without_routes_is_said_to_be_unproved() {
+    let world = World::new();
+    let plan = plan(Mode::Redirect);
+    ip(&world.pod, "address flush dev eth0\nlink set eth0 down\n");
+    let report = world.prove(&rules(&plan), &plan).unwrap();
+    assert!(!report.is_complete(), "{report}");
+    assert!(report.to_string().contains("Network is unreachable"), "{report}");
+}
+
+#[test]
+fn a_lo_that_is_down_is_found() {
+    let world = World::new();
+    let mut plan = plan(Mode::Redirect);
+    plan.ipv6 = false;
+    ip(&world.pod, "link set lo down\n");
+    let error = world.prove(&rules(&plan), &plan).unwrap_err();
+    assert!(matches!(error, ProbeError::Escaped { .. }), "{error}");
+}
+
+#[test]
+fn leaves_no_listener_and_no_time_wait() {
+    let world = World::new();
+    let plan = plan(Mode::Redirect);
+    world.prove(&rules(&plan), &plan).unwrap();
+    for (ns, name) in [(&world.pod, "pod"), (&world.node, "node")] {
+        let sockets = within(ns, || {
+            ["tcp", "tcp6"]
+                .map(|f| std::fs::read_to_string(format!("/proc/thread-self/net/{f}")).unwrap())
+                .concat()
+        })
+        .unwrap();
+        // ESTABLISHED, TIME_WAIT, LISTEN. A half-open one is nobody's and soon gone.
+        let stays =
+            |line: &&str| matches!(line.split_whitespace().nth(3), Some("01" | "06" | "0A"));
+        assert_eq!(sockets.lines().filter(stays).count(), 0, "{name}: {sockets}");
+    }
+}
+
+#[test]
+fn a_backend_is_tried_in_a_scratch_namespace() {
+    scratch(&Nftables::new()).unwrap();
+
+    /// Writes nothing, and says that it did.
+    #[derive(Debug)]
+    struct Liar;
+    impl Backend for Liar {
+        fn kind(&self) -> crate::backend::BackendKind {
+            crate::backend::BackendKind::Nftables
+        }
+        fn apply(
+            &self,
+            _: &Desired,
+            _: Option<&Desired>,
+        ) -> Result<crate::backend::Applied, crate::backend::BackendError> {
+            Ok(crate::backend::Applied::Created)
+        }
+        fn observe(
+            &self,
+            _: &Desired,
+        ) -> Result<crate::backend::Diff, crate::backend::BackendError> {
+            Ok(crate::backend::Diff::default())
+        }
+        fn remove(&self) -> Result<(), Vec<crate::backend::BackendError>> {
+            Ok(())
+        }
+    }
+    assert!(matches!(scratch(&Liar), Err(ScratchError::Probe(_))));
+}
