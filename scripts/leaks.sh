@@ -65,15 +65,17 @@ machine_state() (
   find "$(dirname "$LEFTOVER_PREFIX")" -maxdepth 1 -name "$(basename "$LEFTOVER_PREFIX")*" 2>/dev/null | sed 's/^/directory: /'
 )
 
-# leaked BEFORE: prints what is there now and was not in the file BEFORE, or is
-# gone; fails when there is any. Waits a little for what is still on its way out.
+# leaked BEFORE: prints what is there now and was not in the file BEFORE, and what
+# of the host's own is gone; fails when there is any. Waits a little for what is
+# still on its way out. That other things are gone (a process that ended) is fine.
 leaked() {
-  local before=$1 now try
+  local before=$1 found try
   for try in 1 2 3 4 5; do
-    now=$(machine_state | sort)
-    if diff "$before" <(printf '%s\n' "$now") >/dev/null; then return 0; fi
+    found=$(machine_state | sort | diff "$before" - |
+      sed -n 's/^> /left behind: /p; s/^< host /no longer there: host /p')
+    [ -n "$found" ] || return 0
     [ "$try" = 5 ] || sleep 1
   done
-  diff "$before" <(printf '%s\n' "$now") | sed -n 's/^> /left behind: /p; s/^< /no longer there: /p'
+  printf '%s\n' "$found"
   return 1
 }
