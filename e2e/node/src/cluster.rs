@@ -23,6 +23,8 @@ pub const NAMESPACE: &str = "shop";
 pub struct Network {
     /// CNI version of the list.
     pub version: String,
+    /// Pods have IPv4 addresses.
+    pub ipv4: bool,
     /// Pods have IPv6 addresses.
     pub ipv6: bool,
     /// First plugin: the real `bridge`, or one that wraps it.
@@ -31,7 +33,7 @@ pub struct Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { version: "1.0.0".to_owned(), ipv6: true, main: "bridge".to_owned() }
+        Self { version: "1.0.0".to_owned(), ipv4: true, ipv6: true, main: "bridge".to_owned() }
     }
 }
 
@@ -139,7 +141,9 @@ impl Cluster {
         let name = text("/metadata/name").context("pod without a name")?;
         let namespace = text("/metadata/namespace").context("pod without a namespace")?;
         let uid = text("/metadata/uid").unwrap_or_default();
-        let container = format!("{:064x}", sandbox.netns().id().ino);
+        // Inode numbers of namespaces are used again.
+        let number = u64::from(self.next.fetch_add(1, Ordering::Relaxed));
+        let container = format!("{:032x}{number:032x}", sandbox.netns().id().ino);
         Ok(Pod {
             attachment: Attachment::of_pod(&container, sandbox.path(), namespace, name, uid),
             sandbox,
@@ -248,12 +252,11 @@ pub fn attempt(transport: Transport, who: Identity, to: SocketAddr) -> Attempt {
 }
 
 fn conflist(network: &Network, scratch: &Scratch, directories: &Directories) -> Result<Conflist> {
-    let mut ranges = vec![json!([{"subnet": "10.244.1.0/24"}])];
-    let mut routes = vec![json!({"dst": "0.0.0.0/0"})];
-    if network.ipv6 {
-        ranges.push(json!([{"subnet": "fd00:244:1::/64"}]));
-        routes.push(json!({"dst": "::/0"}));
-    }
+    let families =
+        [(network.ipv4, "10.244.1.0/24", "0.0.0.0/0"), (network.ipv6, "fd00:244:1::/64", "::/0")];
+    let families = families.into_iter().filter(|(wanted, ..)| *wanted);
+    let (ranges, routes): (Vec<_>, Vec<_>) =
+        families.map(|(_, subnet, all)| (json!([{"subnet": subnet}]), json!({"dst": all}))).unzip();
     let list = json!({
         "cniVersion": network.version,
         "name": "pods",

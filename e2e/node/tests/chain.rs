@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const BACKENDS: [&str; 2] = ["nftables", "iptables"];
 
@@ -225,6 +226,101 @@ fn ipv4_only() {
         let direct = out(dns[0], RESOLVER_V4, 53, "world", 53);
         let tcp = out(dns[1], RESOLVER_V4, 53, "proxy", 15001);
         assert_fates(&cluster, &pod, vec![direct, tcp]);
+    }
+}
+
+#[test]
+fn ipv6_only() {
+    for backend in BACKENDS {
+        let network = Network { ipv4: false, ..Network::default() };
+        let cluster = Cluster::create("v6", backend, &network).unwrap();
+        let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
+        let manifest = sidecar_pod(NAMESPACE, "six", &annotations("REDIRECT"), &[DNS]);
+        let pod = cluster.run_pod(&manifest).unwrap();
+        let _servers = serve(&cluster, &pod, false);
+        assert_fates(&cluster, &pod, captured_v6(&pod));
+        let dns = out(Transport::Udp, RESOLVER_V6, 53, "proxy", 15053);
+        assert_fates(&cluster, &pod, vec![dns]);
+    }
+}
+
+/// The lab saves the second or two that addresses are tentative; here is one pod
+/// for which they are.
+#[test]
+fn with_detection_of_duplicate_addresses() {
+    let cluster = Cluster::create("dad", "nftables", &Network::default()).unwrap();
+    let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
+    let manifest = sidecar_pod(NAMESPACE, "slow", &annotations("REDIRECT"), &[DUAL]);
+    let mut pod = cluster.sandbox(&manifest).unwrap();
+    for interface in ["all", "default"] {
+        pod.sandbox.sysctl(&format!("ipv6/conf/{interface}/accept_dad"), "1").unwrap();
+    }
+    cluster.attach(&mut pod).unwrap();
+    let _servers = serve(&cluster, &pod, false);
+    assert_fates(&cluster, &pod, captured_v4(&pod));
+    assert_fates(&cluster, &pod, captured_v6(&pod));
+}
+
+#[test]
+fn many_pods_at_once() {
+    for backend in BACKENDS {
+        let cluster = Cluster::create("many", backend, &Network::default()).unwrap();
+        let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
+        let names: Vec<_> = (0..8).map(|number| format!("many-{number}")).collect();
+        let pods: Vec<Pod> = std::thread::scope(|scope| {
+            let cluster = &cluster;
+            let start = |name: &String| {
+                let manifest = sidecar_pod(NAMESPACE, name, &annotations("REDIRECT"), &[DUAL]);
+                scope.spawn(move || cluster.run_pod(&manifest).unwrap())
+            };
+            let started: Vec<_> = names.iter().map(start).collect();
+            started.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for pod in &pods {
+            let _servers = serve(&cluster, pod, false);
+            assert_fates(&cluster, pod, captured_v4(pod));
+            assert_fates(&cluster, pod, captured_v6(pod));
+        }
+        assert_eq!(records(&cluster).len(), pods.len());
+    }
+}
+
+/// Killed at any moment of an ADD: it fails with a reason, or what it said holds,
+/// and the next try in the same namespace succeeds.
+#[test]
+fn an_agent_killed_in_the_middle_of_an_add() {
+    for backend in BACKENDS {
+        let mut cluster = Cluster::create("middle", backend, &Network::default()).unwrap();
+        let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
+        let all = cluster.list.clone();
+        let mut codes = Vec::new();
+        for moment in 0..8 {
+            let name = format!("middle-{moment}");
+            let manifest = sidecar_pod(NAMESPACE, &name, &annotations("TPROXY"), &[DUAL]);
+            cluster.list.plugins.truncate(1);
+            let pod = cluster.run_pod(&manifest).unwrap();
+            cluster.list.plugins.clone_from(&all.plugins);
+
+            let agent = cluster.agent.take().unwrap();
+            let first = std::thread::scope(|scope| {
+                let first = scope.spawn(|| again(&cluster, &pod));
+                std::thread::sleep(Duration::from_millis(moment * 4));
+                agent.kill().unwrap();
+                first.join().unwrap()
+            });
+            codes.push(first.as_ref().err().map(|err| code(err).code));
+            cluster.start_agent(backend).unwrap();
+            if first.is_err() {
+                again(&cluster, &pod).unwrap();
+            }
+            let _servers = serve(&cluster, &pod, true);
+            assert_fates(&cluster, &pod, captured_v4(&pod));
+            assert_fates(&cluster, &pod, captured_v6(&pod));
+            cluster.runtime().check(&all, &pod.attachment).unwrap();
+        }
+        println!("{backend}: first tries ended with {codes:?}");
+        let expected = |code: &Option<u32>| matches!(code, None | Some(100..=102));
+        assert!(codes.iter().all(expected), "{codes:?}");
     }
 }
 
