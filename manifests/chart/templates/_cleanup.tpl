@@ -1,0 +1,40 @@
+{{/* cni.hook WEIGHT: what makes an object part of the uninstallation. It stays after a
+     failure, to be looked at, and goes before the next try. */}}
+{{- define "cni.hook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | toString | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* cni.cleanupContainer (list ROOT VALUES): root of the host's three directories, with
+     no token and no power over the network. */}}
+{{- define "cni.cleanupContainer" -}}
+{{- $root := index . 0 -}}
+{{- $v := index . 1 -}}
+image: {{ include "cni.image" (list $root $v) | quote }}
+{{- with include "cni.pullPolicy" $v }}{{ . | nindent 0 }}{{ end }}
+args:
+  - --cni-agent-run-dir=/var/run/istio-cni
+  - --mounted-cni-net-dir=/host/etc/cni/net.d
+  - --mounted-cni-bin-dir=/host/opt/cni/bin
+securityContext:
+  privileged: false
+  runAsUser: 0
+  runAsGroup: 0
+  runAsNonRoot: false
+  readOnlyRootFilesystem: true
+  {{- with include "cni.confinement" $v }}{{ . | nindent 2 }}{{ end }}
+  capabilities:
+    drop:
+      - ALL
+    add:
+      # As for the agent: the directories may belong to another user.
+      - DAC_OVERRIDE
+volumeMounts:
+  - name: cni-bin-dir
+    mountPath: /host/opt/cni/bin
+  - name: cni-net-dir
+    mountPath: /host/etc/cni/net.d
+  - name: cni-socket-dir
+    mountPath: /var/run/istio-cni
+{{- end -}}
