@@ -7,7 +7,7 @@ use redirect::desired::{Desired, Dialect, Form};
 use redirect::plan::Plan;
 use std::sync::OnceLock;
 use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff};
-use sys::iptables::{DetectError, Iptables};
+use sys::iptables::{DetectError, Iptables, Search};
 use sys::nftables::{Nftables, iptables_residue};
 use sys::probe::{ScratchError, scratch};
 
@@ -50,6 +50,7 @@ pub(crate) struct NodeBackend {
     nftables: Nftables,
     /// Looking for the tools takes about 100 ms: on first need.
     iptables: OnceLock<Result<Iptables, DetectError>>,
+    search: Search,
 }
 
 /// What was done to a namespace.
@@ -69,8 +70,13 @@ impl NodeBackend {
     /// # Errors
     ///
     /// When what was asked for, or everything, does not work.
-    pub(crate) fn choose(choice: Choice) -> Result<Self, ChoiceError> {
-        let with = |kind| Self { kind, nftables: Nftables::new(), iptables: OnceLock::new() };
+    pub(crate) fn choose(choice: Choice, search: &Search) -> Result<Self, ChoiceError> {
+        let with = |kind| Self {
+            kind,
+            nftables: Nftables::new(),
+            iptables: OnceLock::new(),
+            search: search.clone(),
+        };
         let attempt = |kind| {
             let backend = with(kind);
             backend.prove().map(|()| backend)
@@ -124,7 +130,10 @@ impl NodeBackend {
     }
 
     fn iptables(&self) -> Result<&Iptables, String> {
-        self.iptables.get_or_init(Iptables::detect).as_ref().map_err(|error| causes(error))
+        self.iptables
+            .get_or_init(|| Iptables::detect_with(&self.search))
+            .as_ref()
+            .map_err(|error| causes(error))
     }
 
     /// Makes a plan's rules hold in the calling thread's namespace.

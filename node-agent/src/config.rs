@@ -10,6 +10,7 @@ use redirect::pod::parse_bool;
 use redirect::selector::EnablementSelector;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use sys::iptables::{Search, Variant};
 
 /// The agent of each node of an Istio mesh, and its command line.
 #[derive(Debug, Parser)]
@@ -45,6 +46,9 @@ pub(crate) struct AgentArgs {
     /// Istio's setting: true means nftables; anything else is up to --backend.
     #[arg(long, env = "NATIVE_NFTABLES", action = clap::ArgAction::Set, value_parser = boolean, default_value = "false", hide = true)]
     native_nftables: bool,
+    /// With iptables: the kind of tool to use, legacy or nft, whatever else is installed.
+    #[arg(long, value_name = "KIND", env = "FORCE_IPTABLES_BINARY", value_parser = variant)]
+    force_iptables_binary: Option<ForcedVariant>,
     /// How a log line looks.
     #[arg(long, value_enum, env = "SLUICE_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: log::Format,
@@ -56,6 +60,11 @@ pub(crate) struct AgentArgs {
 }
 
 impl AgentArgs {
+    /// Which iptables tools to look for.
+    pub(crate) fn search(&self) -> Search {
+        Search { force: self.force_iptables_binary.and_then(|kind| kind.0), ..Search::default() }
+    }
+
     /// The backend that is asked for.
     pub(crate) fn choice(&self) -> Choice {
         match self.backend {
@@ -226,6 +235,17 @@ fn group_id(text: &str, name: &str) -> Option<u32> {
         let found = fields.next()? == name;
         found.then(|| fields.nth(1)?.parse().ok()).flatten()
     })
+}
+
+/// A kind of iptables; none when the setting is empty, as a chart writes "not set".
+#[derive(Debug, Clone, Copy)]
+struct ForcedVariant(Option<Variant>);
+
+fn variant(text: &str) -> Result<ForcedVariant, String> {
+    if text.is_empty() {
+        return Ok(ForcedVariant(None));
+    }
+    text.parse().map(|kind| ForcedVariant(Some(kind))).map_err(|error| format!("{error}"))
 }
 
 fn boolean(text: &str) -> Result<bool, String> {

@@ -11,7 +11,7 @@ pub(crate) use start::run;
 use crate::backend::NodeBackend;
 use crate::failure::{Failure, causes};
 use crate::record::{Records, SandboxId};
-use crate::server::Service;
+use crate::server::{Caller, Service};
 use crate::source::{Directory, Found, Missing, Wanted};
 use busy::{Busy, Key, Turn};
 use redirect::enroll::Config;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use sys::backend::BackendError;
 use sys::netns::{Netns, NetnsId};
 use wire::code;
-use wire::request::{Answer, Decision, Endpoint, Extension, GcRequest, PodRequest};
+use wire::request::{Answer, Decision, Endpoint, GcRequest, PodRequest};
 
 /// Time for a request that names none. Istio's plugin gives up after 5 s
 /// (reference 1.4), and has to be told before.
@@ -53,15 +53,16 @@ pub(crate) struct Agent {
 }
 
 impl Service for Agent {
-    fn deadline(&self, _: Endpoint, body: &[u8]) -> Duration {
+    fn caller(&self, body: &[u8]) -> Caller {
         // Read leniently: what is wrong with the body is said where it is used.
-        #[derive(serde::Deserialize)]
-        struct Sent {
-            #[serde(rename = "Sluice")]
-            sluice: Option<Extension>,
+        let sent: PodRequest = serde_json::from_slice(body).unwrap_or_default();
+        let sluice = sent.sluice.unwrap_or_default();
+        Caller {
+            limit: limit(sluice.deadline_ms),
+            namespace: sent.pod_namespace,
+            pod: sent.pod_name,
+            uid: sluice.pod_uid,
         }
-        let sent = serde_json::from_slice::<Sent>(body).ok().and_then(|b| b.sluice);
-        limit(sent.map_or(0, |sluice| sluice.deadline_ms))
     }
 
     fn serve(

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     }
     let config = args.policy.config()?;
     let source = Directory::open(&args.pods)?;
-    let backend = NodeBackend::choose(args.choice())?;
+    let backend = NodeBackend::choose(args.choice(), &args.search())?;
     let (pods, namespaces) = source.count();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

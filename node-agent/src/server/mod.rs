@@ -34,8 +34,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// What is done with a request. Runs on a blocking thread of its own.
 pub(crate) trait Service: Send + Sync + 'static {
-    /// When the request must be answered; from its body alone.
-    fn deadline(&self, endpoint: Endpoint, body: &[u8]) -> Duration;
+    /// Who asks and how long they wait; from the body alone, whatever is wrong in it.
+    fn caller(&self, body: &[u8]) -> Caller;
 
     /// Serves it, at the latest by `deadline`.
     ///
@@ -49,6 +49,19 @@ pub(crate) trait Service: Send + Sync + 'static {
         netns: Option<OwnedFd>,
         deadline: std::time::Instant,
     ) -> Result<Answer, Failure>;
+}
+
+/// Whom a request is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// When the request must be answered, from when it was begun.
+    pub(crate) limit: Duration,
+    /// The pod's namespace, empty when none is named.
+    pub(crate) namespace: String,
+    /// The pod.
+    pub(crate) pod: String,
+    /// Its uid, as far as the runtime said it.
+    pub(crate) uid: String,
 }
 
 /// A bound socket.
@@ -130,18 +143,11 @@ async fn converse<S: Service>(mut stream: UnixStream, service: Arc<S>, has_place
     let outcome = if has_place {
         request(&mut stream, service).await
     } else {
-        Err(ExchangeError::Refused(overloaded()))
+        Err(refused(overloaded(), None))
     };
     let (status, body) = match outcome {
         Ok(answer) => (200, serde_json::to_vec(&answer).unwrap_or_default()),
-        Err(ExchangeError::Refused(failure)) => {
-            tracing::warn!(
-                code = failure.error.code,
-                reason = failure.error.msg,
-                "request refused"
-            );
-            (failure.status, failure.error.to_json())
-        }
+        Err(ExchangeError::Refused(failure)) => (failure.status, failure.error.to_json()),
         Err(error) => {
             tracing::debug!(reason = %crate::failure::causes(&error), "no request arrived");
             return;
@@ -160,29 +166,49 @@ async fn request<S: Service>(
     service: Arc<S>,
 ) -> Result<Answer, ExchangeError> {
     let begun = Instant::now();
-    let request =
-        tokio::time::timeout(READ_TIMEOUT, exchange::read(stream)).await.map_err(|_| {
+    let request = match tokio::time::timeout(READ_TIMEOUT, exchange::read(stream)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(ExchangeError::Refused(failure))) => return Err(refused(failure, None)),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
             let what = format!("no whole request within {} ms", READ_TIMEOUT.as_millis());
-            ExchangeError::Refused(Failure::bad_request(what).with_status(408))
-        })??;
-    let limit = service.deadline(request.endpoint, &request.body);
-    let deadline = begun + limit;
+            return Err(refused(Failure::bad_request(what).with_status(408), None));
+        }
+    };
+    let caller = service.caller(&request.body);
+    let deadline = begun + caller.limit;
+    let endpoint = request.endpoint;
     let worker = tokio::task::spawn_blocking(move || {
-        let deadline = deadline.into_std();
-        service.serve(request.endpoint, &request.body, request.netns, deadline)
+        service.serve(endpoint, &request.body, request.netns, deadline.into_std())
     });
     // The worker looks at the clock between its steps; this one is for a step
     // that hangs. The worker goes on and then finds itself too late.
-    match tokio::time::timeout_at(deadline, worker).await {
-        Ok(Ok(Ok(answer))) => Ok(answer),
-        Ok(Ok(Err(failure))) => Err(ExchangeError::Refused(failure)),
-        Ok(Err(error)) => Err(ExchangeError::Refused(Failure::new(
+    let failure = match tokio::time::timeout_at(deadline, worker).await {
+        Ok(Ok(Ok(answer))) => return Ok(answer),
+        Ok(Ok(Err(failure))) => failure,
+        Ok(Err(error)) => Failure::new(
             code::INTERNAL,
             format!("the agent's own defect: {error}"),
             "report it with the agent's log",
-        ))),
-        Err(_) => Err(ExchangeError::Refused(timed_out(limit))),
-    }
+        ),
+        Err(_) => timed_out(caller.limit),
+    };
+    Err(refused(failure, Some((endpoint, &caller))))
+}
+
+/// The one place where a refusal is logged.
+fn refused(failure: Failure, whom: Option<(Endpoint, &Caller)>) -> ExchangeError {
+    let text = |value: fn(&Caller) -> &str| whom.map(|(_, c)| value(c)).filter(|v| !v.is_empty());
+    tracing::warn!(
+        request = whom.map(|(endpoint, _)| endpoint.path()),
+        ns = text(|c| &c.namespace),
+        pod = text(|c| &c.pod),
+        uid = text(|c| &c.uid),
+        code = failure.error.code,
+        reason = failure.error.msg,
+        "refused"
+    );
+    ExchangeError::Refused(failure)
 }
 
 fn timed_out(limit: Duration) -> Failure {

@@ -7,10 +7,14 @@
 //! containers would look as if it were outside the mesh.
 
 use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
+use super::raw::{
+    Map, RawContainer, RawContainerStatus, RawMeta, RawPod, RawSpec, RawStatus, Text, filled,
+    values,
+};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 /// Environment of the proxy that decisions and plans are made of (reference 2.4 and
@@ -34,6 +38,12 @@ pub(crate) struct PodName {
     pub(crate) namespace: String,
     /// Its name there.
     pub(crate) name: String,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// A pod of this node.
@@ -113,6 +123,16 @@ pub(crate) enum Seen {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl Seen {
+    /// What is wrong with it.
+    pub(super) fn problem(&self) -> Option<&str> {
+        match self {
+            Self::Usable(_) => None,
+            Self::Unusable { problem, .. } => Some(problem),
+        }
+    }
 }
 
 /// What a pod object said.
@@ -277,13 +297,13 @@ fn addresses(status: &RawStatus<'_>) -> Vec<IpAddr> {
 }
 
 fn init(raw: &RawContainerStatus<'_>) -> InitStatus {
-    let ended = |state: &Option<RawState<'_>>| state.as_ref().and_then(|s| s.terminated.clone());
-    let now = ended(&raw.state);
+    let now = raw.state.as_ref().and_then(|state| state.terminated.as_ref());
+    let last = raw.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     InitStatus {
         name: raw.name.as_deref().unwrap_or_default().to_owned(),
         completed: now
             .is_some_and(|t| t.reason.as_deref() == Some("Completed") || t.exit_code == Some(0)),
-        last: ended(&raw.last_state).map(|t| Ended {
+        last: last.map(|t| Ended {
             code: t.exit_code.unwrap_or_default(),
             message: super::error::quote(t.message.as_deref().unwrap_or_default()),
         }),
@@ -333,197 +353,6 @@ pub(super) fn namespace(json: &str) -> Decoded<(String, Labels)> {
         },
         Err(error) => Decoded::Broken(super::error::quote(&error.to_string())),
     }
-}
-
-/// A page of a list, its items not yet read: one that is broken must not take the
-/// others with it.
-#[derive(Deserialize)]
-pub(super) struct Page<'a> {
-    /// What the list is of.
-    #[serde(borrow, default)]
-    pub(super) kind: Cow<'a, str>,
-    /// Where to go on from.
-    #[serde(borrow)]
-    pub(super) metadata: PageMeta<'a>,
-    /// The items, as text; Go writes an empty list as null.
-    #[serde(borrow)]
-    pub(super) items: Option<Vec<&'a RawValue>>,
-}
-
-/// See [`Page`].
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PageMeta<'a> {
-    /// Version of the list, to watch from.
-    #[serde(borrow, default)]
-    pub(super) resource_version: Cow<'a, str>,
-    /// Token of the next page; empty on the last.
-    #[serde(borrow, default, rename = "continue")]
-    pub(super) next: Option<Cow<'a, str>>,
-}
-
-/// A line of a watch.
-#[derive(Deserialize)]
-pub(super) struct Line<'a> {
-    /// ADDED, MODIFIED, DELETED, BOOKMARK or ERROR.
-    #[serde(borrow, rename = "type")]
-    pub(super) kind: Cow<'a, str>,
-    /// The object, as text.
-    #[serde(borrow)]
-    pub(super) object: &'a RawValue,
-}
-
-/// What every object says of itself: enough to go on from, and to know the end of a
-/// streamed list.
-#[derive(Deserialize)]
-pub(super) struct Marker<'a> {
-    #[serde(borrow)]
-    metadata: RawMeta<'a>,
-}
-
-/// Annotation of the bookmark that ends a streamed list.
-const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
-
-impl Marker<'_> {
-    /// The version to go on from.
-    pub(super) fn version(&self) -> Option<&str> {
-        filled(&self.metadata.resource_version)
-    }
-
-    /// This bookmark ends a streamed list.
-    pub(super) fn ends_list(&self) -> bool {
-        let annotations = self.metadata.annotations.as_ref();
-        let end = annotations.and_then(|map| map.get(INITIAL_EVENTS_END));
-        end.and_then(Option::as_deref) == Some("true")
-    }
-}
-
-/// `null` as a value means empty, as the API server has it.
-type Map = BTreeMap<String, Option<String>>;
-
-fn values(map: Option<Map>) -> impl Iterator<Item = (String, String)> {
-    map.unwrap_or_default().into_iter().map(|(key, value)| (key, value.unwrap_or_default()))
-}
-
-fn filled<'a>(text: &'a Option<Cow<'_, str>>) -> Option<&'a str> {
-    text.as_deref().filter(|text| !text.is_empty())
-}
-
-#[derive(Deserialize)]
-struct RawPod<'a> {
-    #[serde(borrow)]
-    metadata: Option<RawMeta<'a>>,
-    #[serde(borrow)]
-    spec: Option<RawSpec<'a>>,
-    #[serde(borrow)]
-    status: Option<RawStatus<'a>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct RawMeta<'a> {
-    #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    namespace: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    uid: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    resource_version: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    deletion_timestamp: Option<Cow<'a, str>>,
-    labels: Option<Map>,
-    annotations: Option<Map>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct RawSpec<'a> {
-    #[serde(borrow)]
-    node_name: Option<Cow<'a, str>>,
-    host_network: Option<bool>,
-    #[serde(borrow)]
-    init_containers: Option<Vec<RawContainer<'a>>>,
-    #[serde(borrow)]
-    containers: Option<Vec<RawContainer<'a>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawContainer<'a> {
-    #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    args: Option<Vec<Text<'a>>>,
-    #[serde(borrow)]
-    env: Option<Vec<RawVar<'a>>>,
-    security_context: Option<RawSecurity>,
-}
-
-/// A text in a list: only a field's own attribute makes serde borrow.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-#[derive(Deserialize)]
-struct RawVar<'a> {
-    #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    value: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct RawSecurity {
-    run_as_user: Option<i64>,
-    run_as_group: Option<i64>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct RawStatus<'a> {
-    #[serde(borrow)]
-    phase: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "podIP")]
-    pod_ip: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "podIPs")]
-    pod_ips: Option<Vec<RawIp<'a>>>,
-    #[serde(borrow)]
-    init_container_statuses: Option<Vec<RawContainerStatus<'a>>>,
-}
-
-#[derive(Deserialize)]
-struct RawIp<'a> {
-    #[serde(borrow)]
-    ip: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawContainerStatus<'a> {
-    #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    state: Option<RawState<'a>>,
-    #[serde(borrow)]
-    last_state: Option<RawState<'a>>,
-}
-
-#[derive(Deserialize)]
-struct RawState<'a> {
-    #[serde(borrow)]
-    terminated: Option<RawEnded<'a>>,
-}
-
-#[derive(Deserialize, Clone)]
-#[serde(rename_all = "camelCase")]
-struct RawEnded<'a> {
-    exit_code: Option<i32>,
-    #[serde(borrow)]
-    reason: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    message: Option<Cow<'a, str>>,
 }
 
 #[cfg(test)]

@@ -1,0 +1,195 @@
+//! The installer: our plugin's binary and our entry in the node's CNI chain, kept
+//! there whatever others do to the files.
+//!
+//! [`plan`] and what it uses decide, from a snapshot of the directory, without
+//! touching anything; [`directory`], [`file`], [`binary`] and [`watch`] touch;
+//! [`Installer`] brings them together on a thread of its own.
+//!
+//! What must hold: once we are in the chain, the chain that a runtime loads has us
+//! at every moment; nothing of another product's is lost or changed; nothing is
+//! written when nothing is wrong; and only [`remove`] takes us out.
+
+mod binary;
+mod candidate;
+mod conflist;
+mod contest;
+mod directory;
+mod entry;
+mod file;
+mod json;
+pub(crate) mod locate;
+mod name;
+mod plan;
+mod removal;
+mod run;
+mod select;
+mod watch;
+
+pub(crate) use entry::PluginEntry;
+pub(crate) use removal::{REMOVED, Removal, remove};
+pub(crate) use run::{InstallError, Installer};
+
+use std::path::PathBuf;
+
+/// Where our entry goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Into a list of our own that comes before the primary, made from it.
+    Owned {
+        /// Its name; chosen so that it comes first when absent.
+        file_name: Option<String>,
+    },
+    /// Into the primary itself, as Istio does it without `ISTIO_OWNED_CNI_CONFIG`.
+    InPlace,
+    /// Into a file of its own that no runtime loads by itself (multus does).
+    Standalone,
+}
+
+impl Mode {
+    /// Of Istio's settings, `None` where they are not set: `CHAINED_CNI_PLUGIN`,
+    /// `ISTIO_OWNED_CNI_CONFIG`, and `ISTIO_OWNED_CNI_CONFIG_FILENAME` with the
+    /// name that Istio's chart gives it, `ISTIO_OWNED_CNI_CONF_FILENAME`.
+    pub(crate) fn of(
+        chained: Option<bool>,
+        owned: Option<bool>,
+        file_name: Option<&str>,
+        chart_file_name: Option<&str>,
+    ) -> Self {
+        let set = |name: Option<&str>| name.filter(|name| !name.is_empty()).map(str::to_owned);
+        match (chained, owned) {
+            (Some(false), _) => Self::Standalone,
+            (_, Some(false)) => Self::InPlace,
+            _ => Self::Owned { file_name: set(file_name).or_else(|| set(chart_file_name)) },
+        }
+    }
+}
+
+/// What the installer is to do. Paths are the agent's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The runtime's configuration directory.
+    pub(crate) net_dir: PathBuf,
+    /// The runtime's directory of plugins.
+    pub(crate) bin_dir: PathBuf,
+    /// Every regular file in here is installed into the former.
+    pub(crate) binaries: PathBuf,
+    /// The agent's run directory.
+    pub(crate) run_dir: PathBuf,
+    /// Where our entry goes.
+    pub(crate) mode: Mode,
+    /// `CNI_CONF_NAME`: the primary's file, or the one of our own in
+    /// [`Mode::Standalone`]; empty is absent.
+    pub(crate) conf_name: Option<String>,
+    /// `CNI_CONF_GROUP_READ`: files that are made are 0640, not 0600.
+    pub(crate) group_read: bool,
+    /// Which installation this is, for example the DaemonSet's uid; may be empty.
+    /// An agent that starts on a node from which its own installation was removed
+    /// leaves it so; any other takes the removal back.
+    pub(crate) installation: String,
+}
+
+impl Settings {
+    /// Istio's defaults.
+    pub(crate) fn new() -> Self {
+        Self {
+            net_dir: PathBuf::from("/host/etc/cni/net.d"),
+            bin_dir: PathBuf::from("/host/opt/cni/bin"),
+            binaries: PathBuf::from("/opt/cni/bin"),
+            run_dir: PathBuf::from(wire::request::DEFAULT_RUN_DIR),
+            mode: Mode::of(None, None, None, None),
+            conf_name: None,
+            group_read: false,
+            installation: String::new(),
+        }
+    }
+
+    /// Checks what the file system would not.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting, the value and what would be right.
+    pub(crate) fn check(&self) -> Result<(), SettingsError> {
+        let is_name = |name: &str| !name.contains('/') && name != "." && name != "..";
+        let conf = self.conf_name.as_deref().filter(|name| !name.is_empty());
+        if let Some(name) = conf.filter(|name| !is_name(name)) {
+            return Err(SettingsError::ConfName(name.to_owned()));
+        }
+        let Mode::Owned { file_name: Some(name) } = &self.mode else { return Ok(()) };
+        if !is_name(name) || !name.ends_with(".conflist") {
+            return Err(SettingsError::OwnedName(name.clone()));
+        }
+        if conf.is_some_and(|conf| plan::stem(conf) == plan::stem(name)) {
+            return Err(SettingsError::SameName(name.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// Not a file of the directory.
+    #[error("CNI_CONF_NAME: {0:?} is not the name of a file in the CNI configuration directory")]
+    ConfName(String),
+    /// Not one either, or a runtime would not read a list in it.
+    #[error("ISTIO_OWNED_CNI_CONFIG_FILENAME: {0:?}: want a file name that ends in .conflist")]
+    OwnedName(String),
+    /// Ours would take the primary's place.
+    #[error("ISTIO_OWNED_CNI_CONFIG_FILENAME: {0:?} is the file of CNI_CONF_NAME: want another one")]
+    SameName(String),
+}
+
+/// Whether pods that start on the node meet us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    /// Binary and entry are in place.
+    pub(crate) ready: bool,
+    /// Why not, or what is odd all the same; else empty.
+    pub(crate) reason: String,
+}
+
+impl Readiness {
+    /// Before the first look.
+    pub(crate) fn starting() -> Self {
+        Self { ready: false, reason: "the plugin is not installed yet".to_owned() }
+    }
+}
+
+/// What happened, for metrics and events; the installer itself logs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum InstallEvent {
+    /// Everything is in place, and was not before or was changed.
+    Succeeded,
+    /// The binary could not be installed.
+    CopyFailed(String),
+    /// The configuration could not be written or followed.
+    ConfigFailed(String),
+    /// A file that we had made right was wrong again: another product writes it.
+    Repaired {
+        /// The file.
+        file: String,
+    },
+    /// That happens again and again.
+    Contested {
+        /// The file.
+        file: String,
+        /// How many times since the installer started.
+        times: u64,
+    },
+}
+
+impl InstallEvent {
+    /// The value of `result` of Istio's counter `istio_cni_installs_total`, for
+    /// those events that it counts.
+    pub(crate) fn result(&self) -> Option<&'static str> {
+        match self {
+            Self::Succeeded => Some("SUCCESS"),
+            Self::CopyFailed(_) => Some("COPY_BINARIES_FAILURE"),
+            Self::ConfigFailed(_) => Some("CREATE_CNI_CONFIG_FAILURE"),
+            Self::Repaired { .. } | Self::Contested { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

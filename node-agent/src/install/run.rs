@@ -1,0 +1,359 @@
+//! The installer's loop.
+
+use super::binary::{Binaries, CopyError};
+use super::candidate::Snapshot;
+use super::contest::{Contest, Rate};
+use super::entry::{PluginEntry, TYPE};
+use super::file::FileError;
+use super::plan::{Action, Memory, Plan, PlanError, State, Want, plan};
+use super::removal::{Marker, discard_leftovers};
+use super::watch::{Wake, Watcher};
+use super::{InstallEvent, Readiness, Settings, SettingsError, directory, file};
+use crate::failure::causes;
+use std::collections::BTreeMap;
+use std::io::PipeReader;
+use std::time::{Duration, Instant};
+use tokio::sync::watch::Sender;
+
+/// A full look, whatever the kernel says.
+const PERIOD: Duration = Duration::from_secs(10);
+/// While a primary is gone or broken, which may end by time alone.
+const SOON: Duration = Duration::from_secs(1);
+/// What is broken for less than this makes nothing unready.
+const MOMENT: Duration = Duration::from_secs(1);
+/// First and last delay after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Looks in a row when files change between look and write.
+const LOOKS: usize = 5;
+
+/// Why the plugin is not installed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    /// The binary.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The primary cannot be extended.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The binary could be neither installed nor found, so that no chain may name it.
+    #[error("{0} is not installed, so that no CNI configuration may name it")]
+    NoBinary(&'static str),
+}
+
+/// How a look ended.
+enum Outcome {
+    /// Everything that can be done is done.
+    Settled(State),
+    /// Too many writes: look again after this time.
+    Later(Duration),
+    /// The node was given up by `sluice cleanup`.
+    Removed,
+}
+
+/// Installs the plugin and keeps it installed.
+#[derive(Debug)]
+pub(crate) struct Installer {
+    settings: Settings,
+    want: Want,
+    memory: Memory,
+    absent_since: Option<Instant>,
+    binaries: Binaries,
+    /// What was written last to each file.
+    written: BTreeMap<String, String>,
+    rate: Rate,
+    contest: Contest,
+}
+
+impl Installer {
+    /// With settings that can work.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting that cannot.
+    pub(crate) fn new(mut settings: Settings, entry: PluginEntry) -> Result<Self, SettingsError> {
+        settings.conf_name = settings.conf_name.filter(|name| !name.is_empty());
+        settings.check()?;
+        let want = Want {
+            mode: settings.mode.clone(),
+            conf_name: settings.conf_name.clone(),
+            file_mode: if settings.group_read { 0o640 } else { 0o600 },
+            entry,
+        };
+        Ok(Self {
+            binaries: Binaries::new(&settings.binaries, &settings.bin_dir),
+            want,
+            memory: Memory::default(),
+            absent_since: None,
+            written: BTreeMap::new(),
+            rate: Rate::new(Instant::now()),
+            contest: Contest::default(),
+            settings,
+        })
+    }
+
+    /// Runs until the other end of `stop` is dropped. Blocks: give it a thread.
+    /// Ending takes nothing back.
+    pub(crate) fn run(
+        mut self,
+        stop: &PipeReader,
+        ready: &Sender<Readiness>,
+        on_event: impl Fn(InstallEvent),
+    ) {
+        let marker = Marker::of(&self.settings.run_dir);
+        if !marker.is_of(&self.settings.installation) {
+            marker.clear();
+        }
+        let names = self.binaries.names();
+        let mut watcher = Watcher::new(&self.settings.net_dir, &self.settings.bin_dir, names);
+        let mut progress = Progress { failures: 0, waiting_since: None, last: String::new() };
+        loop {
+            let mut changed = false;
+            let outcome = self.pass(&mut watcher, &mut changed, &on_event);
+            let delay = progress.report(outcome, changed, ready, &on_event);
+            let paused = watcher.pause(stop, delay.pause);
+            let wake = if delay.watch.is_zero() { paused } else { watcher.wait(stop, delay.watch) };
+            if paused == Wake::Stop || wake == Wake::Stop {
+                return;
+            }
+        }
+    }
+
+    /// Looks, and makes right what is wrong.
+    fn pass(
+        &mut self,
+        watcher: &mut Watcher,
+        changed: &mut bool,
+        on_event: &impl Fn(InstallEvent),
+    ) -> Result<Outcome, InstallError> {
+        if Marker::of(&self.settings.run_dir).is_there() {
+            return Ok(Outcome::Removed);
+        }
+        watcher.arm(std::iter::empty());
+        file::sweep(&self.settings.net_dir, &[]);
+        file::sweep(&self.settings.bin_dir, &self.binaries.names());
+        let (copied, result) = self.binaries.install();
+        for name in copied {
+            *changed = true;
+            tracing::info!(file = %self.settings.bin_dir.join(name).display(), "installed the plugin's binary");
+        }
+        if !self.binaries.is_there(TYPE) {
+            result?;
+            return Err(InstallError::NoBinary(TYPE));
+        }
+        // With an older binary in place the configuration is followed all the same.
+        let outcome = self.configure(watcher, changed, on_event);
+        result?;
+        outcome
+    }
+
+    fn configure(
+        &mut self,
+        watcher: &mut Watcher,
+        changed: &mut bool,
+        on_event: &impl Fn(InstallEvent),
+    ) -> Result<Outcome, InstallError> {
+        for _ in 0..LOOKS {
+            let files = directory::look(&self.settings.net_dir)?;
+            watcher.arm(files.iter().filter(|(_, file)| file.link).map(|(name, _)| name.clone()));
+            let now = Instant::now();
+            self.note_absence(&files, now);
+            let Plan { actions, state, known } = plan(&files, &self.want, &self.memory)?;
+            if !actions.is_empty() {
+                if let Err(time) = self.rate.take(now) {
+                    return Ok(Outcome::Later(time));
+                }
+                if !self.perform(&files, &actions, changed, on_event)? {
+                    continue;
+                }
+            }
+            let (old, new) = (&self.memory.known, &known);
+            if let (Some(old), Some(new)) = (old, new) && old.name != new.name {
+                tracing::info!(from = %old.name, to = %new.name, "follow another CNI configuration");
+            }
+            self.memory.known = known;
+            if matches!(state, State::Complete | State::Preempted(_)) {
+                discard_leftovers(&self.settings);
+            }
+            return Ok(Outcome::Settled(state));
+        }
+        // Others are writing right now; the kernel tells when.
+        Ok(Outcome::Later(Duration::from_millis(20)))
+    }
+
+    /// For how long the primary's file has been gone.
+    fn note_absence(&mut self, files: &Snapshot, now: Instant) {
+        let gone = self.memory.known.as_ref().is_some_and(|known| !files.contains_key(&known.name));
+        self.absent_since = if gone { self.absent_since.or(Some(now)) } else { None };
+        let since = self.absent_since.map(|since| now.saturating_duration_since(since));
+        self.memory.absent_for = since.unwrap_or_default();
+    }
+
+    /// Performs a plan; false when a file changed since the look.
+    fn perform(
+        &mut self,
+        files: &Snapshot,
+        actions: &[Action],
+        changed: &mut bool,
+        on_event: &impl Fn(InstallEvent),
+    ) -> Result<bool, InstallError> {
+        for action in actions {
+            if !directory::perform(&self.settings.net_dir, action)? {
+                return Ok(false);
+            }
+            *changed = true;
+            match action {
+                Action::Write { name, text, .. } | Action::Replace { name, text, .. } => {
+                    let path = self.settings.net_dir.join(name);
+                    // The same bytes as before: nothing but the file itself was wrong.
+                    if self.written.get(name) == Some(text) {
+                        self.note_repair(files, name, on_event);
+                    } else {
+                        tracing::info!(file = %path.display(), "wrote the CNI configuration");
+                    }
+                    self.written.insert(name.clone(), text.clone());
+                }
+                Action::Remove { name, .. } => {
+                    let path = self.settings.net_dir.join(name);
+                    tracing::info!(file = %path.display(), "removed a CNI configuration that was replaced");
+                }
+                Action::Chmod { name, mode } => {
+                    let path = self.settings.net_dir.join(name);
+                    tracing::info!(file = %path.display(), mode = format!("{mode:o}"), "set the mode of the CNI configuration");
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn note_repair(&mut self, files: &Snapshot, name: &str, on_event: &impl Fn(InstallEvent)) {
+        let path = self.settings.net_dir.join(name);
+        tracing::info!(file = %path.display(), "another program changed the CNI configuration, put istio-cni back");
+        on_event(InstallEvent::Repaired { file: name.to_owned() });
+        if let Some(times) = self.contest.repaired(Instant::now()) {
+            let hint = if files.keys().any(|name| name.contains("cilium")) {
+                "Cilium removes others' files: set its cni.exclusive to false"
+            } else {
+                "stop the program that writes or removes this file, or make it leave istio-cni in"
+            };
+            tracing::warn!(file = %path.display(), times, "another program takes istio-cni out again and again; pods that start in between are not in the mesh: {hint}");
+            on_event(InstallEvent::Contested { file: name.to_owned(), times });
+        }
+    }
+}
+
+/// How long to wait: whatever happens, and then for a change of the directories.
+struct Delay {
+    pause: Duration,
+    watch: Duration,
+}
+
+impl Delay {
+    fn watch(watch: Duration) -> Self {
+        Self { pause: Duration::ZERO, watch }
+    }
+
+    fn pause(pause: Duration) -> Self {
+        Self { pause, watch: Duration::ZERO }
+    }
+}
+
+/// What was said so far: each thing once.
+struct Progress {
+    failures: u32,
+    waiting_since: Option<Instant>,
+    last: String,
+}
+
+impl Progress {
+    fn report(
+        &mut self,
+        outcome: Result<Outcome, InstallError>,
+        changed: bool,
+        ready: &Sender<Readiness>,
+        on_event: &impl Fn(InstallEvent),
+    ) -> Delay {
+        let state = match outcome {
+            Ok(Outcome::Later(time)) => return Delay::pause(time),
+            Ok(Outcome::Removed) => {
+                publish(ready, false, "the mesh was removed from this node by `sluice cleanup`");
+                return Delay::watch(PERIOD);
+            }
+            Ok(Outcome::Settled(state)) => state,
+            Err(error) => return self.failed(&error, ready, on_event),
+        };
+        self.failures = 0;
+        let (is_ready, reason) = match &state {
+            State::Complete => (true, ""),
+            State::Kept(why) => (true, why.as_str()),
+            State::Waiting(why) | State::Preempted(why) => (false, why.as_str()),
+        };
+        let was_ready = ready.borrow().ready;
+        if matches!(state, State::Waiting(_)) {
+            let since = *self.waiting_since.get_or_insert_with(Instant::now);
+            if was_ready && since.elapsed() < MOMENT {
+                return Delay::watch(MOMENT.saturating_sub(since.elapsed()));
+            }
+        } else {
+            self.waiting_since = None;
+        }
+        self.say(&state, reason);
+        publish(ready, is_ready, reason);
+        if is_ready && (changed || !was_ready) {
+            on_event(InstallEvent::Succeeded);
+        }
+        Delay::watch(if state == State::Complete { PERIOD } else { SOON })
+    }
+
+    fn failed(
+        &mut self,
+        error: &InstallError,
+        ready: &Sender<Readiness>,
+        on_event: &impl Fn(InstallEvent),
+    ) -> Delay {
+        let reason = causes(error);
+        if self.last != reason {
+            tracing::error!(%reason, "cannot install the plugin, trying again");
+            self.last.clone_from(&reason);
+        }
+        publish(ready, false, &reason);
+        on_event(match error {
+            InstallError::Copy(_) | InstallError::NoBinary(_) => InstallEvent::CopyFailed(reason),
+            InstallError::Plan(_) | InstallError::File(_) => InstallEvent::ConfigFailed(reason),
+        });
+        let delay = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
+        self.failures = self.failures.saturating_add(1);
+        // The nodes of a cluster do not all try at the same moment.
+        let jitter = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos() % 256);
+        let watch = delay.mul_f64(1.0 - f64::from(jitter) / 1024.0);
+        // A change of the files may have ended it, but must not make it a busy loop.
+        Delay { pause: Duration::from_millis(100), watch }
+    }
+
+    fn say(&mut self, state: &State, reason: &str) {
+        if self.last == reason {
+            return;
+        }
+        self.last = reason.to_owned();
+        match state {
+            State::Complete => tracing::info!("the plugin is installed"),
+            State::Kept(_) => {
+                tracing::warn!(%reason, "the CNI configuration that ours is made from cannot be followed, keeping its last good copy");
+            }
+            State::Waiting(_) => tracing::warn!(%reason, "waiting for a CNI configuration"),
+            State::Preempted(_) => tracing::error!(%reason, "our CNI configuration is not the one that is used"),
+        }
+    }
+}
+
+/// Tells only what is new.
+fn publish(ready: &Sender<Readiness>, is_ready: bool, reason: &str) {
+    ready.send_if_modified(|readiness| {
+        let new = Readiness { ready: is_ready, reason: reason.to_owned() };
+        let changed = *readiness != new;
+        *readiness = new;
+        changed
+    });
+}

@@ -1,0 +1,227 @@
+//! One pod for one request: from the store, or asked for.
+
+use super::Kubernetes;
+use super::flight::{Flight, Outcome, Target};
+use super::object::{self, Decoded, NodePod, PodName, Seen};
+use super::store::{Inner, Store};
+use crate::source::{Found, Missing, Wanted};
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How long a pod that the API server says does not exist is waited for. A static
+/// pod's sandbox comes before its mirror.
+const ABSENT: Duration = Duration::from_secs(1);
+
+/// What the store says of a pod.
+enum Known {
+    /// This one.
+    Pod(Arc<Seen>),
+    /// Nothing that counts.
+    No(Missing),
+}
+
+impl Kubernetes {
+    /// The pod: at once when it is known, else asked for, until `until`.
+    ///
+    /// Blocks; must not be called on a thread that runs tasks.
+    ///
+    /// # Errors
+    /// When there is no such pod, or when it could not be found out.
+    pub(crate) fn wait(
+        self: &Arc<Self>,
+        wanted: Wanted<'_>,
+        until: Instant,
+    ) -> Result<Found, Missing> {
+        let name =
+            PodName { namespace: wanted.namespace.to_owned(), name: wanted.name.to_owned() };
+        let inner = self.store.lock();
+        let mut fresh = false;
+        let (mut inner, missing) = match known(&inner, &name, wanted.uid, fresh) {
+            Known::Pod(pod) => return self.found(inner, &pod, until),
+            Known::No(missing) => (inner, missing),
+        };
+        let asked = Target::Pod(name.clone());
+        let outcome;
+        (inner, outcome) = self.ask(inner, &asked, until, |inner| {
+            matches!(known(inner, &name, wanted.uid, false), Known::Pod(_))
+        });
+        match outcome {
+            None | Some(Outcome::Found) => fresh = true,
+            Some(Outcome::Absent) => {}
+            Some(Outcome::Failed(why)) => return Err(Missing::Unreachable(why)),
+        }
+        // What the server said is not what the runtime says: a moment for either to
+        // catch up.
+        let until = until.min(Instant::now() + ABSENT);
+        let mut last = missing;
+        loop {
+            match known(&inner, &name, wanted.uid, fresh) {
+                Known::Pod(pod) => return self.found(inner, &pod, until),
+                Known::No(missing) => last = if fresh { missing } else { last },
+            }
+            if Instant::now() >= until {
+                return Err(last);
+            }
+            inner = self.store.wait(inner, until);
+        }
+    }
+
+    /// The pod with its namespace, which is asked for only when it decides.
+    fn found(
+        self: &Arc<Self>,
+        inner: MutexGuard<'_, Inner>,
+        seen: &Seen,
+        until: Instant,
+    ) -> Result<Found, Missing> {
+        let pod = match seen {
+            Seen::Usable(pod) => pod,
+            Seen::Unusable { problem, .. } => return Err(Missing::Unusable(problem.clone())),
+        };
+        let name = pod.facts.namespace.as_str();
+        let mut inner = inner;
+        if self.namespace_labels && inner.namespace(name).is_none() && !pod.facts.host_network {
+            let target = Target::Namespace(name.to_owned());
+            let outcome;
+            (inner, outcome) =
+                self.ask(inner, &target, until, |inner| inner.namespace(name).is_some());
+            if let Some(Outcome::Failed(why)) = outcome {
+                // Whether it decides is the caller's to say, who refuses then.
+                tracing::warn!(ns = name, reason = why, "labels of a namespace are not known");
+            }
+        }
+        let namespace = inner.namespace(name).map(|labels| labels.unpack(name));
+        Ok(Found { pod: pod.facts.clone(), namespace })
+    }
+
+    /// Asks the API server, together with everyone else who wants the same. `None`
+    /// when `enough` holds before there was an answer.
+    fn ask<'a>(
+        self: &'a Arc<Self>,
+        mut inner: MutexGuard<'a, Inner>,
+        target: &Target,
+        until: Instant,
+        enough: impl Fn(&Inner) -> bool,
+    ) -> (MutexGuard<'a, Inner>, Option<Outcome>) {
+        let begun = Instant::now();
+        loop {
+            let (flight, own) = match inner.flights.get(target) {
+                Some(flight) => (Arc::clone(flight), false),
+                None => (self.launch(&mut inner, target.clone(), until), true),
+            };
+            let outcome = loop {
+                if enough(&inner) {
+                    return (inner, None);
+                }
+                if let Some(outcome) = flight.outcome() {
+                    break outcome;
+                }
+                if Instant::now() >= until {
+                    let ms = begun.elapsed().as_millis();
+                    let why = format!("the API server did not answer within {ms} ms");
+                    return (inner, Some(Outcome::Failed(why)));
+                }
+                inner = self.store.wait(inner, until);
+            };
+            // Somebody else's question, with less time or from before this pod was.
+            if own || matches!(outcome, Outcome::Found) || Instant::now() >= until {
+                return (inner, Some(outcome));
+            }
+        }
+    }
+
+    fn launch(self: &Arc<Self>, inner: &mut Inner, target: Target, until: Instant) -> Arc<Flight> {
+        let flight = Arc::new(Flight::default());
+        inner.flights.insert(target.clone(), Arc::clone(&flight));
+        let landing = Landing {
+            store: Arc::clone(&self.store),
+            target: target.clone(),
+            flight: Arc::clone(&flight),
+            outcome: Outcome::Failed("the agent gave the question up".to_owned()),
+        };
+        let this = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let mut landing = landing;
+            landing.outcome = this.fetch(&target, until).await;
+        });
+        flight
+    }
+
+    async fn fetch(&self, target: &Target, until: Instant) -> Outcome {
+        let json = match target.fetch(&self.api, until.into()).await {
+            Ok(Some(json)) => json,
+            Ok(None) => return Outcome::Absent,
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        self.shared.nudge.notify_waiters();
+        let Ok(json) = String::from_utf8(json) else {
+            return Outcome::Failed("the API server's answer is not text".to_owned());
+        };
+        let unusable = |problem: &str| {
+            Outcome::Failed(format!("the API server's answer cannot be used: {problem}"))
+        };
+        match target {
+            Target::Pod(asked) => match object::pod(&json, &self.scope) {
+                Decoded::Object((name, seen)) if name == *asked => {
+                    self.store.put_pod(name, seen);
+                    Outcome::Found
+                }
+                Decoded::Object((name, _)) => unusable(&format!("it is pod {name}")),
+                Decoded::Foreign => unusable(&format!(
+                    "it says that the pod is on another node than {}; look at NODE_NAME",
+                    self.scope.node
+                )),
+                Decoded::Broken(problem) => unusable(&problem),
+            },
+            Target::Namespace(asked) => match object::namespace(&json) {
+                Decoded::Object((name, labels)) if name == *asked => {
+                    self.store.put_namespace(name, labels);
+                    Outcome::Found
+                }
+                Decoded::Object((name, _)) => unusable(&format!("it is namespace {name}")),
+                Decoded::Foreign => unusable("it is of another node"),
+                Decoded::Broken(problem) => unusable(&problem),
+            },
+        }
+    }
+}
+
+/// Ends a flight, whatever ends its task.
+struct Landing {
+    store: Arc<Store>,
+    target: Target,
+    flight: Arc<Flight>,
+    outcome: Outcome,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut inner = self.store.lock();
+        inner.flights.remove(&self.target);
+        self.flight.land(self.outcome.clone());
+        drop(inner);
+        self.store.wake();
+    }
+}
+
+/// `fresh` when the server has just been asked.
+fn known(inner: &Inner, name: &PodName, uid: &str, fresh: bool) -> Known {
+    let Some(seen) = inner.pod(name) else { return Known::No(Missing::Unknown) };
+    match &**seen {
+        // Asked for once more, in case that it was cut off on its way.
+        Seen::Unusable { .. } if fresh => Known::Pod(Arc::clone(seen)),
+        Seen::Unusable { problem, .. } => Known::No(Missing::Unusable(problem.clone())),
+        Seen::Usable(pod) if !uid.is_empty() && !pod.has_uid(uid) => {
+            Known::No(Missing::OtherUid(pod.facts.uid.clone().unwrap_or_default()))
+        }
+        Seen::Usable(pod) if uid.is_empty() && !fresh && may_be_the_one_before(inner, pod) => {
+            Known::No(Missing::Unknown)
+        }
+        Seen::Usable(_) => Known::Pod(Arc::clone(seen)),
+    }
+}
+
+/// A pod that is known by its name alone, by a runtime that does not tell uids, may
+/// have been replaced by one of the same name.
+fn may_be_the_one_before(inner: &Inner, pod: &NodePod) -> bool {
+    inner.behind.is_some() || pod.deleting || pod.is_over()
+}

@@ -1,0 +1,277 @@
+//! What the agent knows of the API: this node's pods, all namespaces' labels, and
+//! which requests for one of them are under way.
+//!
+//! One lock, held for moments only and never across a request. Lists are marked by
+//! generation: what a finished list did not name is gone, except what a direct
+//! request has found since the list began.
+
+use super::changes::{Changes, Queue};
+use super::flight::{Flight, Target};
+use super::object::{Labels, NodePod, PodName, Seen};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+/// Everything that is known.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// See [`Store`]; reached through [`Store::lock`].
+#[derive(Debug, Default)]
+pub(super) struct Inner {
+    pods: Table<PodName, Arc<Seen>>,
+    namespaces: Table<Box<str>, Labels>,
+    /// Direct requests that are under way.
+    pub(super) flights: HashMap<Target, Arc<Flight>>,
+    /// Why the watch of pods is not up to date; `None` while it is.
+    pub(super) behind: Option<String>,
+    queues: Vec<Weak<Queue>>,
+}
+
+/// Objects by name, each with the list that last had it.
+#[derive(Debug)]
+struct Table<K, V> {
+    objects: HashMap<K, (V, u64)>,
+    generation: u64,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self { objects: HashMap::new(), generation: 0 }
+    }
+}
+
+impl<K: std::hash::Hash + Eq + Clone, V: PartialEq> Table<K, V> {
+    /// True when that changed something.
+    fn put(&mut self, key: K, value: V) -> bool {
+        let old = self.objects.get_mut(&key);
+        let generation = self.generation;
+        match old {
+            Some((known, seen)) => {
+                *seen = generation;
+                let differs = *known != value;
+                *known = value;
+                differs
+            }
+            None => {
+                self.objects.insert(key, (value, generation));
+                true
+            }
+        }
+    }
+
+    /// Ends a list: the keys that it did not have.
+    fn sweep(&mut self) -> Vec<K> {
+        let generation = self.generation;
+        let old = self.objects.iter().filter(|(_, (_, seen))| *seen < generation);
+        let gone: Vec<K> = old.map(|(key, _)| key.clone()).collect();
+        for key in &gone {
+            self.objects.remove(key);
+        }
+        self.objects.shrink_to_fit();
+        gone
+    }
+}
+
+impl Inner {
+    /// A pod by name.
+    pub(super) fn pod(&self, name: &PodName) -> Option<&Arc<Seen>> {
+        self.pods.objects.get(name).map(|(seen, _)| seen)
+    }
+
+    /// A namespace's labels.
+    pub(super) fn namespace(&self, name: &str) -> Option<&Labels> {
+        self.namespaces.objects.get(name).map(|(labels, _)| labels)
+    }
+
+    fn announce(&mut self, name: &PodName) {
+        self.queues.retain(|queue| match queue.upgrade() {
+            Some(queue) => {
+                queue.push(name.clone());
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+impl Store {
+    /// The state.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change is whole: a panic elsewhere leaves no half state.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a change, at most until `until`.
+    pub(super) fn wait<'a>(
+        &self,
+        inner: MutexGuard<'a, Inner>,
+        until: Instant,
+    ) -> MutexGuard<'a, Inner> {
+        let left = until.saturating_duration_since(Instant::now());
+        let waited = self.changed.wait_timeout(inner, left);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Wakes those who wait for a change.
+    pub(super) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Numbers of pods and of namespaces.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.pods.objects.len(), inner.namespaces.objects.len())
+    }
+
+    /// A pod by name.
+    pub(super) fn pod(&self, name: &PodName) -> Option<Arc<Seen>> {
+        self.lock().pod(name).cloned()
+    }
+
+    /// All pods that can be decided about.
+    pub(super) fn usable(&self) -> Vec<NodePod> {
+        let inner = self.lock();
+        let all = inner.pods.objects.values();
+        all.filter_map(|(seen, _)| match &**seen {
+            Seen::Usable(pod) => Some((**pod).clone()),
+            Seen::Unusable { .. } => None,
+        })
+        .collect()
+    }
+
+    /// Names of pods that change from now on, those that are known first.
+    pub(super) fn changes(&self) -> Changes {
+        let (changes, queue) = Changes::new();
+        let mut inner = self.lock();
+        for name in inner.pods.objects.keys() {
+            queue.push(name.clone());
+        }
+        inner.queues.push(Arc::downgrade(&queue));
+        changes
+    }
+
+    /// A list of pods begins.
+    pub(super) fn begin_pods(&self) {
+        self.lock().pods.generation += 1;
+    }
+
+    /// A pod is so.
+    pub(super) fn put_pod(&self, name: PodName, seen: Seen) {
+        let mut inner = self.lock();
+        if inner.pods.put(name.clone(), Arc::new(seen)) {
+            inner.announce(&name);
+            drop(inner);
+            self.wake();
+        }
+    }
+
+    /// A pod is gone. Its name may have been taken by the next one already.
+    pub(super) fn remove_pod(&self, name: &PodName, seen: &Seen) {
+        let mut inner = self.lock();
+        let same = inner.pod(name).is_some_and(|known| uid(known) == uid(seen));
+        if same {
+            inner.pods.objects.remove(name);
+            inner.announce(name);
+        }
+    }
+
+    /// A list of pods is complete.
+    pub(super) fn end_pods(&self) {
+        let mut inner = self.lock();
+        for name in inner.pods.sweep() {
+            inner.announce(&name);
+        }
+    }
+
+    /// A list of namespaces begins.
+    pub(super) fn begin_namespaces(&self) {
+        self.lock().namespaces.generation += 1;
+    }
+
+    /// A namespace has these labels.
+    pub(super) fn put_namespace(&self, name: String, labels: Labels) {
+        if self.lock().namespaces.put(name.into_boxed_str(), labels) {
+            self.wake();
+        }
+    }
+
+    /// A namespace is gone.
+    pub(super) fn remove_namespace(&self, name: &str) {
+        self.lock().namespaces.objects.remove(name);
+    }
+
+    /// A list of namespaces is complete.
+    pub(super) fn end_namespaces(&self) {
+        self.lock().namespaces.sweep();
+    }
+}
+
+fn uid(seen: &Seen) -> &str {
+    match seen {
+        Seen::Usable(pod) => pod.facts.uid.as_deref().unwrap_or_default(),
+        Seen::Unusable { uid, .. } => uid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> PodName {
+        PodName { namespace: "n".into(), name: text.into() }
+    }
+
+    fn seen(uid: &str, problem: &str) -> Seen {
+        Seen::Unusable { uid: uid.into(), problem: problem.into() }
+    }
+
+    #[test]
+    fn a_list_removes_what_it_lacks_but_not_what_was_found_meanwhile() {
+        let store = Store::default();
+        store.begin_pods();
+        for pod in ["a", "b"] {
+            store.put_pod(name(pod), seen(pod, ""));
+        }
+        store.end_pods();
+        store.begin_pods();
+        store.put_pod(name("b"), seen("b", ""));
+        // By a direct request.
+        store.put_pod(name("c"), seen("c", ""));
+        store.end_pods();
+        assert!(store.pod(&name("a")).is_none());
+        assert!(store.pod(&name("b")).is_some() && store.pod(&name("c")).is_some());
+    }
+
+    #[test]
+    fn the_end_of_a_pod_is_not_the_end_of_the_next() {
+        let store = Store::default();
+        store.put_pod(name("a"), seen("2", ""));
+        store.remove_pod(&name("a"), &seen("1", ""));
+        assert!(store.pod(&name("a")).is_some());
+        store.remove_pod(&name("a"), &seen("2", ""));
+        assert!(store.pod(&name("a")).is_none());
+    }
+
+    #[tokio::test]
+    async fn changes_are_told_once_and_the_known_first() {
+        let store = Store::default();
+        store.put_pod(name("a"), seen("1", ""));
+        let mut changes = store.changes();
+        for problem in ["x", "y", "y"] {
+            store.put_pod(name("b"), seen("2", problem));
+        }
+        assert_eq!(changes.next().await, name("a"));
+        assert_eq!(changes.next().await, name("b"));
+        store.put_pod(name("b"), seen("2", "y"));
+        store.begin_pods();
+        store.put_pod(name("a"), seen("1", ""));
+        store.end_pods();
+        assert_eq!(changes.next().await, name("b"), "it is gone");
+        let more = tokio::time::timeout(std::time::Duration::from_millis(20), changes.next());
+        assert!(more.await.is_err());
+    }
+}
