@@ -55,6 +55,11 @@ fn sidecar_cases_by_iptables() {
 }
 
 #[test]
+fn sidecar_cases_by_legacy_iptables() {
+    sidecar(Tool::Legacy);
+}
+
+#[test]
 fn sidecar_cases_by_nft() {
     let used = sidecar(Tool::Nft);
     let all: BTreeSet<_> = INTENDED.iter().map(|intended| intended.name).collect();
@@ -93,11 +98,11 @@ fn sidecar(tool: Tool) -> BTreeSet<&'static str> {
         let reference = lab.by_tool(case, Form::Expected, Tool::Iptables);
         let ours = lab.by_tool(case, Form::Own, tool);
         let what = format!("{} by {tool:?}", case.name);
-        let (found, lines) = if tool == Tool::Iptables {
-            compare(&what, case, tool, [&reference; 2], &ours)
-        } else {
+        let (found, lines) = if tool == Tool::Nft {
             let istio = lab.by_tool(case, Form::Expected, tool);
             compare(&what, case, tool, [&istio, &reference], &ours)
+        } else {
+            compare(&what, case, tool, [&reference; 2], &ours)
         };
         used.extend(found);
         failures.extend(lines);

@@ -26,6 +26,11 @@ fn is_captured(backend: &str, mode: &str) {
     println!("root of the pod: {id}");
     let mut pod = cluster.pod_in(&manifest, sandbox).unwrap();
     cluster.attach(&mut pod).unwrap();
+    for args in [&[][..], &["--ipv6"]] {
+        let validation = cluster.programs.stand_in.with_file_name("validation");
+        let program = pod.sandbox.program(validation).args(args.iter().copied());
+        program.as_user(Identity::PROXY).check().unwrap();
+    }
     let _proxy = pod.serve_proxy(&cluster.programs, mode == "TPROXY").unwrap();
     let _app = pod.serve_app(&cluster.programs, &[8080]).unwrap();
 

@@ -2,12 +2,13 @@
 
 use super::Scratch;
 use crate::process::{self, Program, Running};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use sys::netns::Netns;
+use std::time::{Duration, Instant};
+use sys::netns::{Netns, within};
 
 /// What a pod's own root is outside of its user namespace.
 pub const FIRST_ID: u32 = 100_000;
@@ -105,7 +106,34 @@ impl Namespace {
         if !v6.is_empty() {
             process::load(&self.netns, &["ip", "-6", "-batch", "-"], &v6.join("\n"))?;
         }
+        if lines.contains("addr add") {
+            self.settle()?;
+        }
         Ok(())
+    }
+
+    /// Waits until each IPv6 address is reachable: the kernel adds its local route
+    /// from a work queue, after `ip` has returned.
+    fn settle(&self) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let (addresses, routes) = within(&self.netns, || {
+                let read = |name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+                Ok::<_, std::io::Error>((read("if_inet6")?, read("ipv6_route")?))
+            })??;
+            let own = addresses.lines().filter_map(|line| line.split(' ').next());
+            // Link-local ones are nobody's concern, and take their time.
+            let mut own = own.filter(|address| !address.starts_with("fe80"));
+            let local: Vec<_> = routes.lines().filter(|line| line.contains(" 80200001 ")).collect();
+            let missing = own.find(|own| !local.iter().any(|line| line.starts_with(own)));
+            let Some(missing) = missing else {
+                return Ok(());
+            };
+            if Instant::now() > end {
+                bail!("{}: no local route to {missing}", self.path.display());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Runs `nft`, `iptables-restore` or the like in it.
