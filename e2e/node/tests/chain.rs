@@ -191,6 +191,49 @@ fn sabotage(pod: &Pod, backend: &str) {
     }
 }
 
+/// Each thing that capture needs, taken away alone, is noticed by CHECK and put
+/// back by ADD.
+#[test]
+fn check_notices_what_is_missing() {
+    for backend in BACKENDS {
+        let cluster = Cluster::create("check", backend, &Network::default()).unwrap();
+        let manifest = sidecar_pod(NAMESPACE, "checked", &annotations("TPROXY"), &[DUAL, DNS]);
+        let pod = cluster.run_pod(&manifest).unwrap();
+        let check = || cluster.runtime().check(&cluster.list, &pod.attachment);
+        check().unwrap();
+        let first: &[&str] = match backend {
+            "nftables" => &["nft", "insert rule inet istio-proxy-nat istio-output accept"],
+            _ => &["iptables", "-t", "nat", "-I", "ISTIO_OUTPUT", "-j", "ACCEPT"],
+        };
+        let raw: &[&str] = match backend {
+            "nftables" => &["nft", "delete table inet istio-proxy-raw"],
+            _ => &["iptables", "-t", "raw", "-F", "ISTIO_OUTPUT_DNS"],
+        };
+        let v6: &[&str] = match backend {
+            "nftables" => &["nft", "flush chain inet istio-proxy-nat istio-in-redirect"],
+            _ => &["ip6tables", "-t", "nat", "-F", "ISTIO_IN_REDIRECT"],
+        };
+        for harm in [
+            first,
+            raw,
+            v6,
+            &["ip", "rule", "del", "fwmark", "1337", "lookup", "133"],
+            &["ip", "-6", "rule", "del", "fwmark", "1337", "lookup", "133"],
+            &["ip", "route", "flush", "table", "133"],
+            &["ip", "-6", "route", "flush", "table", "133"],
+            &["ip", "addr", "del", "::6/128", "dev", "lo"],
+        ] {
+            pod.sandbox.load(harm, "").unwrap();
+            let Err(err) = check() else {
+                panic!("{backend}: {harm:?} was not noticed");
+            };
+            assert_eq!(code(&err).code, 110, "{backend} {harm:?}: {err:#}");
+            again(&cluster, &pod).unwrap();
+            check().unwrap();
+        }
+    }
+}
+
 #[test]
 fn dual_stack_redirect_nftables() {
     dual_stack("nftables", "REDIRECT");
@@ -282,6 +325,29 @@ fn many_pods_at_once() {
             assert_fates(&cluster, pod, captured_v6(pod));
         }
         assert_eq!(records(&cluster).len(), pods.len());
+    }
+}
+
+/// A runtime that lost patience asks again while the first request still runs.
+#[test]
+fn four_adds_at_once_for_one_sandbox() {
+    for backend in BACKENDS {
+        let cluster = Cluster::create("twice", backend, &Network::default()).unwrap();
+        let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
+        let manifest = sidecar_pod(NAMESPACE, "twice", &annotations("TPROXY"), &[DUAL]);
+        let mut pod = cluster.sandbox(&manifest).unwrap();
+        cluster.runtime().delete(&cluster.list, &pod.attachment).unwrap();
+        cluster.attach(&mut pod).unwrap();
+        sabotage(&pod, backend);
+        std::thread::scope(|scope| {
+            let tries: Vec<_> = (0..4).map(|_| scope.spawn(|| again(&cluster, &pod))).collect();
+            tries.into_iter().for_each(|one| one.join().unwrap().unwrap());
+        });
+        let _servers = serve(&cluster, &pod, true);
+        assert_fates(&cluster, &pod, captured_v4(&pod));
+        assert_fates(&cluster, &pod, captured_v6(&pod));
+        cluster.runtime().check(&cluster.list, &pod.attachment).unwrap();
+        assert_eq!(records(&cluster).len(), 1);
     }
 }
 
