@@ -2,6 +2,7 @@
 
 use crate::backend::Choice;
 use crate::log;
+use crate::source::SourceArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use redirect::enroll::Config;
 use redirect::net::{Cidr, Owner};
@@ -34,9 +35,8 @@ pub(crate) enum Command {
 /// Options of `agent`.
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
-    /// Directory of Pod and Namespace manifests (.yaml, .yml, .json), watched.
-    #[arg(long, value_name = "DIR", env = "SLUICE_PODS")]
-    pub(crate) pods: PathBuf,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
     /// Directory of the plugin's socket and of the records of sandboxes.
     #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR", default_value = wire::request::DEFAULT_RUN_DIR)]
     pub(crate) run_dir: PathBuf,

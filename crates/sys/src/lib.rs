@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod iptables;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nftables;

@@ -45,11 +45,7 @@ impl Agent {
         let found = self.find(request, deadline)?;
         let pod = &found.pod;
         let decision = decide(pod, found.namespace.as_ref(), &self.config).map_err(|error| {
-            Failure::new(
-                code::UNKNOWN_POD,
-                error.to_string(),
-                "add a manifest of the namespace with its labels to the pods directory",
-            )
+            Failure::new(code::UNKNOWN_POD, error.to_string(), self.source.namespace_advice())
         })?;
         match decision {
             enroll::Decision::Skip(reason) => {
@@ -173,6 +169,7 @@ fn log(pod: &Pod, netns: &Netns, programmed: &Programmed, report: &Report, unrec
         backend = %programmed.kind,
         applied = %programmed.applied,
         reason = programmed.note,
+        proved = report.is_complete(),
         proof = %report,
         unrecorded,
         "captured"

@@ -12,14 +12,13 @@ use crate::backend::NodeBackend;
 use crate::failure::{Failure, causes};
 use crate::record::{Records, SandboxId};
 use crate::server::{Caller, Service};
-use crate::source::{Directory, Found, Missing, Wanted};
+use crate::source::{Found, Missing, Pods, Wanted};
 use busy::{Busy, Key, Turn};
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::backend::BackendError;
 use sys::netns::{Netns, NetnsId};
@@ -36,13 +35,10 @@ const MAX_LIMIT: Duration = Duration::from_secs(60);
 /// Kept of the plugin's deadline for the answer's way back.
 const MARGIN: Duration = Duration::from_millis(100);
 
-/// How long a pod's manifest may be behind its sandbox.
-const POD_WAIT: Duration = Duration::from_secs(1);
-
 /// Everything that requests share.
 #[derive(Debug)]
 pub(crate) struct Agent {
-    source: Arc<Directory>,
+    source: Pods,
     config: Config,
     backend: NodeBackend,
     records: Records,
@@ -128,7 +124,7 @@ impl Agent {
         Ok(netns)
     }
 
-    /// The pod, waiting a moment for its manifest.
+    /// The pod, waiting a moment for it to be known.
     fn find(&self, request: &PodRequest, deadline: Instant) -> Result<Found, Failure> {
         let PodRequest { pod_name, pod_namespace, sluice, .. } = request;
         let wanted = Wanted {
@@ -136,19 +132,24 @@ impl Agent {
             name: pod_name,
             uid: sluice.as_ref().map_or("", |s| &s.pod_uid),
         };
-        let until = deadline.min(Instant::now() + POD_WAIT);
-        self.source.wait(wanted, until).map_err(|missing| {
+        self.source.wait(wanted, deadline).map_err(|missing| {
             let what = match missing {
                 Missing::Unknown => format!("pod {pod_namespace}/{pod_name} is not known to the agent"),
                 Missing::OtherUid(uid) => format!(
                     "pod {pod_namespace}/{pod_name} is known to the agent with uid {uid}, not {}",
                     wanted.uid
                 ),
+                Missing::Unreachable(why) => format!(
+                    "pod {pod_namespace}/{pod_name} is not known to the agent, and could not be asked for: {why}"
+                ),
+                Missing::Unusable(why) => {
+                    format!("pod {pod_namespace}/{pod_name} cannot be decided about: {why}")
+                }
             };
             Failure::new(
                 code::UNKNOWN_POD,
                 what,
-                "the runtime tries again; if it stays, look in the agent's log for a manifest that cannot be used",
+                self.source.advice(),
             )
         })
     }

@@ -5,7 +5,8 @@ use crate::backend::NodeBackend;
 use crate::config::AgentArgs;
 use crate::record::Records;
 use crate::server::Server;
-use crate::source::Directory;
+use crate::source::Pods;
+use crate::source::kubernetes::Interest;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ const BLOCKING: usize = 300;
 /// When it cannot start: no root, a setting that is wrong, no directory, no backend,
 /// no socket.
 pub(crate) fn run(args: &AgentArgs) -> Result<()> {
+    sys::memory::keep_small();
     crate::log::init(args.log_format, &args.log_level)?;
     if !nix::unistd::geteuid().is_root() {
         bail!(
@@ -37,15 +39,11 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
         );
     }
     let config = args.policy.config()?;
-    let source = Directory::open(&args.pods)?;
     let backend = NodeBackend::choose(args.choice(), &args.search())?;
-    let (pods, namespaces) = source.count();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         backend = %backend.kind(),
         with = backend.describe(),
-        pods,
-        namespaces,
         "backend proved in a scratch namespace"
     );
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -57,9 +55,13 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
     let result = runtime.block_on(async {
         // Before the socket, or a signal in between would kill without cleaning up.
         let stop = stop_signal()?;
+        let interest =
+            Interest { namespace_labels: config.ambient_enabled, ..Interest::default() };
+        let source = Pods::open(&args.source, interest).await?;
+        let (pods, namespaces) = source.count();
         let server = Server::bind(&args.run_dir)?;
         let records = Records::open(&args.run_dir)?;
-        tracing::info!(run_dir = %args.run_dir.display(), records = records.ids().len(), "serving");
+        tracing::info!(run_dir = %args.run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
         let hosts = hosts()?;
         let agent = Agent { source, config, backend, records, busy: Busy::default(), hosts };
         server.run(Arc::new(agent), stop).await;

@@ -1,12 +1,18 @@
-//! Where pods and namespaces come from: a directory of manifests.
+//! Where pods and namespaces come from: a directory of manifests, or Kubernetes
+//! ([`kubernetes`]). [`Pods`] is either.
 //!
-//! Owns the last good content of each file. A file is read again when the kernel
+//! A directory: owns the last good content of each file. A file is read again when the kernel
 //! says that its writer closed it or that it was renamed into place; one that is
 //! broken or empty then keeps what it had, because a pod must not drop out of the
 //! mesh while its file is being rewritten. [`watch`] owns the kernel's messages.
 
+#[expect(dead_code, reason = "what repair, metrics and readiness ask for is not asked for yet")]
+pub(crate) mod kubernetes;
 pub(crate) mod manifest;
+mod pods;
 mod watch;
+
+pub(crate) use pods::{Pods, SourceArgs};
 
 use manifest::{ManifestError, Objects};
 use redirect::pod::{Namespace, Pod};
@@ -82,10 +88,14 @@ pub(crate) struct Found {
 /// Why a pod is not to be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// No manifest has a pod of that name.
+    /// There is no pod of that name.
     Unknown,
     /// The pod of that name is another one, for example the one before.
     OtherUid(String),
+    /// It could not be found out whether there is one, and why.
+    Unreachable(String),
+    /// There is one that nothing can be decided about, and why.
+    Unusable(String),
 }
 
 /// Why a directory cannot be used.
@@ -179,21 +189,9 @@ impl Directory {
         })
     }
 
-    /// Reads every file that changed since it was last read; with
-    /// [`Trust::Complete`] also forgets those that are gone.
+    /// Reads every file that changed since it was last read.
     fn read_all(&self, trust: Trust) -> Result<(), SourceError> {
-        let list = |source| SourceError::List { path: self.path.clone(), source };
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(list)? {
-            let name = entry.map_err(list)?.file_name();
-            if is_manifest(&name) {
-                names.push(name);
-            }
-        }
-        if trust == Trust::Complete {
-            self.lock().retain(|name, _| names.contains(name));
-        }
-        for name in names {
+        for name in self.list()? {
             let stamp = stamp(&self.path.join(&name));
             let known = self.lock().get(&name).and_then(|file| file.stamp);
             let settled = trust == Trust::Complete || stamp.is_none_or(Stamp::is_settled);
@@ -202,6 +200,25 @@ impl Directory {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the files that are gone.
+    fn forget_gone(&self) -> Result<(), SourceError> {
+        let names = self.list()?;
+        self.lock().retain(|name, _| names.contains(name));
+        Ok(())
+    }
+
+    fn list(&self) -> Result<Vec<OsString>, SourceError> {
+        let failed = |source| SourceError::List { path: self.path.clone(), source };
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            if is_manifest(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Reads one file; logs and keeps what was there when it cannot be used.

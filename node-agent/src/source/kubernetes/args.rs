@@ -95,9 +95,8 @@ impl KubernetesArgs {
 
     async fn config(&self) -> Result<Config, KubernetesError> {
         if let Some(url) = &self.api_url {
-            let parsed: http::Uri = url
-                .parse()
-                .map_err(|source| KubernetesError::Url { url: url.clone(), source })?;
+            let parsed: http::Uri =
+                url.parse().map_err(|source| KubernetesError::Url { url: url.clone(), source })?;
             let mut config = Config::new(parsed);
             // No TLS is wanted here, and an image from scratch has no roots to load.
             config.root_cert = Some(Vec::new());

@@ -38,8 +38,7 @@ impl Changes {
     /// The next pod that was added, changed or deleted.
     pub(crate) async fn next(&mut self) -> PodName {
         loop {
-            let first =
-                self.queue.names.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+            let first = self.queue.names.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
             match first {
                 Some(name) => return name,
                 None => self.queue.filled.notified().await,

@@ -1,9 +1,9 @@
 //! A direct request for one object on behalf of everyone who waits for it.
 
+use super::backoff::Backoff;
 use super::client::{Api, Verb};
 use super::error::ApiError;
 use super::object::PodName;
-use super::backoff::Backoff;
 use http::Request;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -32,8 +32,7 @@ impl Kubernetes {
         wanted: Wanted<'_>,
         until: Instant,
     ) -> Result<Found, Missing> {
-        let name =
-            PodName { namespace: wanted.namespace.to_owned(), name: wanted.name.to_owned() };
+        let name = PodName { namespace: wanted.namespace.to_owned(), name: wanted.name.to_owned() };
         let inner = self.store.lock();
         let mut fresh = false;
         let (mut inner, missing) = match known(&inner, &name, wanted.uid, fresh) {

@@ -12,22 +12,22 @@
 
 mod args;
 mod backoff;
-mod changes;
-mod client;
-mod error;
+pub(crate) mod changes;
+pub(crate) mod client;
+pub(crate) mod error;
 mod flight;
 mod lookup;
-mod object;
+pub(crate) mod object;
 mod raw;
 mod reflector;
 mod sink;
 mod store;
 
-pub(crate) use args::{KubernetesArgs, KubernetesError};
-pub(crate) use changes::Changes;
-pub(crate) use client::{Api, Asked, Verb};
-pub(crate) use error::ApiError;
-pub(crate) use object::{Ended, InitStatus, NodePod, Phase, PodName, Scope, Seen};
+pub(crate) use args::KubernetesArgs;
+use args::KubernetesError;
+use changes::Changes;
+use client::Api;
+use object::{NodePod, PodName, Scope, Seen};
 
 use reflector::{Reflector, Shared};
 use std::sync::Arc;

@@ -6,11 +6,11 @@
 //! real one lacks is kept as unusable: read leniently, a pod without its last
 //! containers would look as if it were outside the mesh.
 
-use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
 use super::raw::{
     Map, RawContainer, RawContainerStatus, RawMeta, RawPod, RawSpec, RawStatus, Text, filled,
     values,
 };
+use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -163,7 +163,7 @@ pub(super) fn pod(json: &str, scope: &Scope) -> Decoded<(PodName, Seen)> {
     };
     let meta = raw.metadata.unwrap_or_default();
     let spec = raw.spec.unwrap_or_default();
-    if !spec.node_name.as_deref().is_none_or(|node| node == scope.node) {
+    if spec.node_name.as_deref().is_some_and(|node| node != scope.node) {
         return Decoded::Foreign;
     }
     let (Some(name), Some(namespace)) = (filled(&meta.name), filled(&meta.namespace)) else {

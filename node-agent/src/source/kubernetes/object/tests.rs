@@ -101,17 +101,14 @@ fn decides_as_the_whole_pod_does() {
         let config = Config::default();
         assert_eq!(decide(&slim, None, &config), decide(&whole, None, &config), "{number}");
         let addresses = ["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
-        assert_eq!(
-            plan(&slim, &config, &addresses),
-            plan(&whole, &config, &addresses),
-            "{number}"
-        );
+        assert_eq!(plan(&slim, &config, &addresses), plan(&whole, &config, &addresses), "{number}");
     }
 }
 
 #[test]
 fn what_lacks_a_field_is_kept_as_unusable() {
-    for path in [&["metadata", "uid"][..], &["spec", "nodeName"], &["spec", "containers"], &["spec"]]
+    for path in
+        [&["metadata", "uid"][..], &["spec", "nodeName"], &["spec", "containers"], &["spec"]]
     {
         let mut json = injected();
         let (last, parents) = path.split_last().unwrap();
@@ -131,7 +128,9 @@ fn what_lacks_a_field_is_kept_as_unusable() {
     json["spec"]["nodeName"] = "n2".into();
     json["spec"]["containers"] = serde_json::json!([]);
     assert!(matches!(read(&json), Decoded::Foreign));
-    for text in ["", "{}", "[]", "{\"metadata\":{}}", "{\"metadata\":{\"name\":5}}", "null", "\u{0}"] {
+    for text in
+        ["", "{}", "[]", "{\"metadata\":{}}", "{\"metadata\":{\"name\":5}}", "null", "\u{0}"]
+    {
         assert!(matches!(pod(text, &scope()), Decoded::Broken(_)), "{text:?}");
     }
 }
