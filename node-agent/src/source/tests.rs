@@ -147,5 +147,14 @@ fn outlives_its_directory() {
     let directory = Directory::open(&path).unwrap();
     assert!(wait(&directory, "a", "", 2000).is_ok());
     fs::rename(&path, parent.path().join("old")).unwrap();
-    assert!(wait(&directory, "a", "", 0).is_ok());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(wait(&directory, "a", "", 0).is_ok(), "kept while the directory is gone");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("b.yaml"), pod("b", "2")).unwrap();
+    eventually("b of the new one", || wait(&directory, "b", "", 0).is_ok());
+    eventually("a is gone", || wait(&directory, "a", "", 0).is_err());
+    fs::remove_dir_all(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("c.yaml"), pod("c", "3")).unwrap();
+    eventually("c", || wait(&directory, "c", "", 0).is_ok());
 }

@@ -35,6 +35,7 @@ impl Watcher {
             | AddWatchFlags::IN_DELETE
             // A link that is made in place is never closed.
             | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         self.inotify.add_watch(path, flags).map(drop)
     }
@@ -86,8 +87,16 @@ impl Watcher {
             self.follow_again(directory);
             return;
         }
+        if event.mask.contains(AddWatchFlags::IN_MOVE_SELF) {
+            // Another directory may take its name: this one is followed no more. The
+            // kernel answers with IN_IGNORED.
+            if let Err(errno) = self.inotify.rm_watch(event.wd) {
+                cannot_read(directory, errno);
+            }
+            return;
+        }
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-            read_all(directory, Trust::Complete);
+            compare(directory);
             return;
         }
         let Some(name) = &event.name else { return };
@@ -113,7 +122,7 @@ impl Watcher {
             std::thread::sleep(RETRY);
         }
         tracing::info!(directory = %directory.path.display(), "pods directory is back");
-        read_all(directory, Trust::Complete);
+        compare(directory);
     }
 }
 
@@ -128,6 +137,15 @@ fn is_link(directory: &Directory, name: &OsStr) -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::symlink_metadata(directory.path.join(name))
         .is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1)
+}
+
+/// After messages were lost: what is there now. What is still being written will be
+/// announced.
+fn compare(directory: &Directory) {
+    read_all(directory, Trust::Partial);
+    if let Err(error) = directory.forget_gone() {
+        tracing::error!(reason = %crate::failure::causes(&error), "cannot read the pods directory again");
+    }
 }
 
 fn read_all(directory: &Directory, trust: Trust) {

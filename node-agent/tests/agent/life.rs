@@ -91,6 +91,24 @@ fn one_agent_a_directory() {
 }
 
 #[test]
+fn a_directory_that_is_open_to_others_is_closed() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let mut lab = Lab::new(&[]);
+    let run = lab.run_dir();
+    std::fs::create_dir(&run).unwrap();
+    std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o777)).unwrap();
+    lab.start();
+    assert_eq!(std::fs::metadata(&run).unwrap().permissions().mode() & 0o777, 0o700);
+    lab.stop(Signal::SIGTERM);
+    chown(&run, Some(1000), None).unwrap();
+    assert_eq!(lab.spawn().wait().unwrap().code(), Some(1));
+    assert!(lab.log().contains("belongs to user 1000"), "{}", lab.log());
+    std::fs::remove_dir_all(&run).unwrap();
+    symlink("/nonexistent/dir", &run).unwrap();
+    assert_eq!(lab.spawn().wait().unwrap().code(), Some(1));
+}
+
+#[test]
 fn says_why_it_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str], uid: u32| {
