@@ -30,11 +30,14 @@ REPAIR_BROKEN_POD_LABEL_KEY: {{ $v.repair.brokenPodLabelKey | quote }}
 REPAIR_BROKEN_POD_LABEL_VALUE: {{ $v.repair.brokenPodLabelValue | quote }}
 NATIVE_NFTABLES: {{ $v.global.nativeNftables | quote }}
 {{- with $v.backend }}
+{{- if not (has . (list "auto" "nftables" "iptables")) }}
+{{- fail (printf "backend %q: want auto, nftables or iptables" .) }}
+{{- end }}
 SLUICE_BACKEND: {{ . | quote }}
 {{- end }}
 MONITORING_PORT: {{ int $v.monitoringPort | quote }}
 SLUICE_HEALTH_ADDRESS: {{ printf "%s:%s" (eq "true" (include "cni.hostNetwork" $v) | ternary "127.0.0.1" "") (include "cni.healthPort" $v) | quote }}
 {{- range $key, $value := $v.env }}
-{{ $key }}: {{ $value | quote }}
+{{ $key | quote }}: {{ $value | quote }}
 {{- end }}
 {{- end -}}

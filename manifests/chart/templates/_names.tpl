@@ -91,12 +91,10 @@ imagePullPolicy: {{ . }}
 {{- with $lines }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
-{{/* cni.appArmorField (list ROOT VALUES): the field is unknown before Kubernetes 1.30. */}}
-{{- define "cni.appArmorField" -}}
-{{- $root := index . 0 -}}
-{{- $v := index . 1 -}}
-{{- if or (not $v.useAppArmorAnnotation) (semverCompare ">=1.30-0" $root.Capabilities.KubeVersion.Version) -}}
-appArmorProfile:
-  type: Unconfined
-{{- end -}}
+{{/* cni.appArmor (list ROOT VALUES FORM): whether it is said by the annotation, by the
+     field, which Kubernetes has from 1.30 on, or by both. */}}
+{{- define "cni.appArmor" -}}
+{{- $field := semverCompare ">=1.30-0" (index . 0).Capabilities.KubeVersion.Version -}}
+{{- $annotation := or (index . 1).useAppArmorAnnotation (not $field) -}}
+{{- if eq (index . 2) "field" | ternary $field $annotation -}}true{{- end -}}
 {{- end -}}

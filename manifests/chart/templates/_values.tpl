@@ -1,4 +1,4 @@
-{{/* Values are resolved here (reference 8.1). `$v := include "cni.values" . | fromYaml`. */}}
+{{/* Values are resolved here (reference 8.1). `$v := include "cni.values" . | fromJson`. */}}
 
 {{/* cni.merge (list TO FROM): FROM over TO, in place. Not mergeOverwrite, which keeps
      TO's value where FROM's is an empty list. */}}
@@ -17,7 +17,7 @@
 {{- define "cni.layer" -}}
 {{- $layer := omit (deepCopy .) "cni" -}}
 {{- include "cni.merge" (list $layer (.cni | default dict)) -}}
-{{- toYaml $layer -}}
+{{- toJson $layer -}}
 {{- end -}}
 
 {{/* What the user gave, and nothing else. */}}
@@ -45,26 +45,26 @@
 {{- if .Values.defaults -}}
 {{- fail "the key `defaults` may not be set: give the values below it at the top level" -}}
 {{- end -}}
-{{- $given := include "cni.given" . | fromYaml -}}
+{{- $given := include "cni.given" . | fromJson -}}
 {{- $global := $given.global | default dict -}}
 {{- $values := deepCopy .Values._internal_defaults_do_not_set -}}
 {{- with coalesce $given.profile $global.profile -}}
-{{- include "cni.merge" (list $values (include "cni.preset" (list $ "profile" .) | fromYaml)) -}}
+{{- include "cni.merge" (list $values (include "cni.preset" (list $ "profile" .) | fromJson)) -}}
 {{- end -}}
 {{- with coalesce $given.compatibilityVersion $global.compatibilityVersion -}}
-{{- include "cni.merge" (list $values (include "cni.preset" (list $ "compatibility" .) | fromYaml)) -}}
+{{- include "cni.merge" (list $values (include "cni.preset" (list $ "compatibility" .) | fromJson)) -}}
 {{- end -}}
 {{- with coalesce $given.platform $global.platform -}}
-{{- include "cni.merge" (list $values (include "cni.preset" (list $ "platform" .) | fromYaml)) -}}
+{{- include "cni.merge" (list $values (include "cni.preset" (list $ "platform" .) | fromJson)) -}}
 {{- $_ := set $values.global "platform" . -}}
 {{- end -}}
 {{- include "cni.merge" (list $values $given) -}}
-{{- toYaml $values -}}
+{{- toJson $values -}}
 {{- end -}}
 
 {{/* Given keys that nothing reads: a typing error, or another Istio chart's value. */}}
 {{- define "cni.unknown" -}}
-{{- $given := include "cni.given" . | fromYaml -}}
+{{- $given := include "cni.given" . | fromJson -}}
 {{- $known := .Values._internal_defaults_do_not_set -}}
 {{- $unknown := list -}}
 {{- range $key, $value := omit $given "global" "profile" "platform" "compatibilityVersion" -}}
