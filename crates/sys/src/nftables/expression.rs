@@ -271,7 +271,7 @@ impl<'b> Expressions<'b> {
         self.compare(EQ, &bytes);
     }
 
-    /// A name got no further than [`refuse_names`](super::encode::refuse_names).
+    /// A name got no further than `encode::refuse_names`.
     fn owner(&mut self, key: u32, is: &Is<Owner>) {
         if let (Owner::Id(id), op) = operator(is) {
             self.meta(META_DREG, key);
