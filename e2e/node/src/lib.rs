@@ -9,6 +9,7 @@
 //! test, [`cluster`] all of it at work.
 
 pub mod agent;
+pub mod api;
 pub mod cluster;
 pub mod conformance;
 pub mod envoy;

@@ -1,0 +1,392 @@
+//! One connection: requests in, answers out, faults in between.
+
+use super::http::{self, Request};
+use super::select::Selector;
+use super::store::kind_of;
+use super::watch::{watch, watch_refusal};
+use super::{Asked, Fault, Shared};
+use serde_json::{Value, json};
+use std::io::BufReader;
+use std::net::TcpStream;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// What a request is about.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    group: &'static str,
+    pub(super) resource: String,
+    subresource: String,
+    pub(super) namespace: String,
+    name: String,
+    verb: &'static str,
+}
+
+/// An answer of known length.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn json(status: u16, value: &Value) -> Self {
+        Self { status, headers: Vec::new(), body: value.to_string().into_bytes() }
+    }
+
+    pub(super) fn refusal(status: u16, reason: &str, message: &str) -> Self {
+        Self::json(status, &status_object(status, reason, message))
+    }
+}
+
+pub(super) fn status_object(status: u16, reason: &str, message: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": status,
+    })
+}
+
+/// Serves a connection until either side ends it.
+pub(super) fn connection(stream: TcpStream, shared: &Shared) {
+    let Ok(reading) = stream.try_clone() else { return };
+    let (mut stream, mut reader) = (stream, BufReader::new(reading));
+    stream.set_nodelay(true).ok();
+    // A client that sends nonsense is told nothing.
+    while let Ok(Some(request)) = http::read(&mut reader) {
+        if shared.is_stopping() || exchange(&mut stream, &request, shared).is_err() {
+            break;
+        }
+    }
+    stream.shutdown(std::net::Shutdown::Both).ok();
+}
+
+/// The error ends the connection.
+fn exchange(stream: &mut TcpStream, request: &Request, shared: &Shared) -> std::io::Result<()> {
+    let Some(route) = route(request) else {
+        let reply = Reply::refusal(404, "NotFound", "the server could not find the resource");
+        return send(stream, &reply, None);
+    };
+    let number = note(shared, &route, request);
+    let mut lie = None;
+    let mut cut = None;
+    if let Some(fault) = befalling(shared, &route) {
+        match fault {
+            Fault::Slow(time) => pause(shared, Some(time)),
+            Fault::Hang => {
+                pause(shared, None);
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+            Fault::Close => return Err(std::io::ErrorKind::ConnectionAborted.into()),
+            Fault::Cut(bytes) => cut = Some(bytes),
+            Fault::Lie(change) => lie = Some(change),
+            Fault::Garbage if route.verb == "watch" => {
+                http::begin_chunks(stream)?;
+                http::chunk(stream, b"\x01\x02 no json\n")?;
+                return http::end_chunks(stream);
+            }
+            other => {
+                let reply = refused(&other, &route);
+                told(shared, number, reply.status);
+                return send(stream, &reply, None);
+            }
+        }
+    }
+    let change = |object: &mut Value| {
+        if let Some(lie) = &lie {
+            lie(object);
+        }
+    };
+    if route.verb == "watch" {
+        return match watch_refusal(shared, request) {
+            Some(reply) => {
+                told(shared, number, reply.status);
+                send(stream, &reply, cut)
+            }
+            None => {
+                told(shared, number, 200);
+                watch(stream, &route, request, shared, &change, cut)
+            }
+        };
+    }
+    let reply = reply(shared, &route, request, &change);
+    told(shared, number, reply.status);
+    send(stream, &reply, cut)
+}
+
+fn send(stream: &mut TcpStream, reply: &Reply, cut: Option<usize>) -> std::io::Result<()> {
+    http::answer(stream, reply.status, &reply.headers, &reply.body, cut)?;
+    match cut {
+        Some(_) => Err(std::io::ErrorKind::ConnectionAborted.into()),
+        None => Ok(()),
+    }
+}
+
+fn note(shared: &Shared, route: &Route, request: &Request) -> usize {
+    let resource = match route.subresource.as_str() {
+        "" => route.resource.clone(),
+        sub => format!("{}/{sub}", route.resource),
+    };
+    let mut state = shared.lock();
+    state.asked.push(Asked {
+        verb: route.verb,
+        resource,
+        group: route.group.to_owned(),
+        name: route.name.clone(),
+        query: request.raw_query.clone(),
+        status: 0,
+    });
+    state.asked.len() - 1
+}
+
+fn told(shared: &Shared, number: usize, status: u16) {
+    // The count may have begun anew meanwhile.
+    if let Some(asked) = shared.lock().asked.get_mut(number) {
+        asked.status = status;
+    }
+}
+
+fn befalling(shared: &Shared, route: &Route) -> Option<Fault> {
+    let mut state = shared.lock();
+    let mut rules = state.rules.iter_mut().rev();
+    let rule = rules.find(|rule| rule.befalls(route.verb, &route.resource, &route.name))?;
+    rule.times = rule.times.map(|times| times - 1);
+    Some(rule.fault.clone())
+}
+
+/// Waits for a time, or until there are no faults any more.
+fn pause(shared: &Shared, time: Option<Duration>) {
+    let end = time.map(|time| Instant::now() + time);
+    let mut state = shared.lock();
+    while !state.rules.is_empty() && !shared.is_stopping() && !state.down {
+        let left =
+            end.map_or(Duration::from_secs(1), |e| e.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return;
+        }
+        let waited = shared.changed.wait_timeout(state, left.min(Duration::from_millis(50)));
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn refused(fault: &Fault, route: &Route) -> Reply {
+    let Route { verb, resource, .. } = route;
+    match fault {
+        Fault::TooMany(seconds) => {
+            let mut reply = Reply::refusal(429, "TooManyRequests", "too many requests, try later");
+            reply.headers.push(("Retry-After", seconds.to_string()));
+            reply
+        }
+        Fault::Garbage => {
+            Reply { status: 200, headers: Vec::new(), body: b"\x01\x02 no json".to_vec() }
+        }
+        Fault::Page => Reply {
+            status: 502,
+            headers: Vec::new(),
+            body: b"<html><h1>502 Bad Gateway</h1></html>".to_vec(),
+        },
+        Fault::Status(401) => Reply::refusal(401, "Unauthorized", "Unauthorized"),
+        Fault::Status(403) => Reply::refusal(
+            403,
+            "Forbidden",
+            &format!("{resource} is forbidden: User \"x\" cannot {verb} resource {resource:?}"),
+        ),
+        Fault::Status(410) => {
+            Reply::refusal(410, "Expired", "The provided continue parameter is too old")
+        }
+        Fault::Status(status) => Reply::refusal(*status, "Fault", "as the test wants it"),
+        _ => Reply::refusal(500, "InternalError", "a fault that is no answer"),
+    }
+}
+
+/// `/api/v1/...` or `/apis/GROUP/VERSION/...`.
+fn route(request: &Request) -> Option<Route> {
+    let mut parts: Vec<&str> = request.path.split('/').filter(|part| !part.is_empty()).collect();
+    let group = match parts.as_slice() {
+        ["api", "v1", ..] => {
+            parts.drain(..2);
+            ""
+        }
+        ["apis", "apps", "v1", ..] => {
+            parts.drain(..3);
+            "apps"
+        }
+        _ => return None,
+    };
+    let (namespace, rest): (&str, &[&str]) = match parts.as_slice() {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (namespace, rest),
+        all => ("", all),
+    };
+    let (resource, name, subresource) = match rest {
+        [resource] => (*resource, "", ""),
+        [resource, name] => (*resource, *name, ""),
+        [resource, name, sub] => (*resource, *name, *sub),
+        _ => return None,
+    };
+    kind_of(resource)?;
+    let watching = matches!(request.query.get("watch").map(String::as_str), Some("true" | "1"));
+    let verb = match (request.method.as_str(), name.is_empty()) {
+        ("GET", true) if watching => "watch",
+        ("GET", true) => "list",
+        ("GET", false) => "get",
+        ("POST", true) => "create",
+        ("PATCH", false) => "patch",
+        ("DELETE", false) => "delete",
+        _ => return None,
+    };
+    Some(Route {
+        group,
+        resource: resource.to_owned(),
+        subresource: subresource.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        verb,
+    })
+}
+
+fn reply(shared: &Shared, route: &Route, request: &Request, lie: &dyn Fn(&mut Value)) -> Reply {
+    let Route { resource, namespace, name, .. } = route;
+    let missing = || Reply::refusal(404, "NotFound", &format!("{resource} {name:?} not found"));
+    match route.verb {
+        "get" => match shared.lock().store.get(resource, namespace, name) {
+            Some(object) => {
+                let mut object = shown(&object, request);
+                lie(&mut object);
+                Reply::json(200, &object)
+            }
+            None => missing(),
+        },
+        "list" => list(shared, route, request, lie),
+        "create" | "patch" => {
+            let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
+                return Reply::refusal(400, "BadRequest", "the body is no JSON");
+            };
+            let mut state = shared.lock();
+            let object = match (route.verb, state.store.get(resource, namespace, name)) {
+                ("create", _) => created(body, route),
+                (_, None) => return missing(),
+                (_, Some(known)) => {
+                    let mut object = (*known).clone();
+                    merge(&mut object, &body);
+                    object
+                }
+            };
+            match state.store.put(object) {
+                Ok(object) => {
+                    shared.changed.notify_all();
+                    Reply::json(if route.verb == "create" { 201 } else { 200 }, &object)
+                }
+                Err(error) => Reply::refusal(422, "Invalid", &error.to_string()),
+            }
+        }
+        _ => delete(shared, route, request).unwrap_or_else(missing),
+    }
+}
+
+fn created(mut object: Value, route: &Route) -> Value {
+    if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.insert("namespace".to_owned(), json!(route.namespace));
+    }
+    object
+}
+
+fn delete(shared: &Shared, route: &Route, request: &Request) -> Option<Reply> {
+    let Route { resource, namespace, name, .. } = route;
+    let mut state = shared.lock();
+    let known = state.store.get(resource, namespace, name)?;
+    let wanted: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    for field in ["uid", "resourceVersion"] {
+        let want = wanted.pointer(&format!("/preconditions/{field}"));
+        if want.is_some_and(|want| known.pointer(&format!("/metadata/{field}")) != Some(want)) {
+            let message = format!("precondition failed: {field} is not {want:?}");
+            return Some(Reply::refusal(409, "Conflict", &message));
+        }
+    }
+    let last = state.store.remove(resource, namespace, name)?;
+    shared.changed.notify_all();
+    Some(Reply::json(200, &last))
+}
+
+/// RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    if let Some(target) = target.as_object_mut() {
+        for (key, value) in patch {
+            match value {
+                Value::Null => drop(target.remove(key)),
+                value => merge(target.entry(key.clone()).or_insert(Value::Null), value),
+            }
+        }
+    }
+}
+
+/// Whole, or its metadata only when that is what the client accepts first.
+pub(super) fn shown(object: &Value, request: &Request) -> Value {
+    if !wants_metadata(request) {
+        return object.clone();
+    }
+    json!({
+        "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+        "metadata": object.get("metadata"),
+    })
+}
+
+pub(super) fn wants_metadata(request: &Request) -> bool {
+    request.headers.get("accept").is_some_and(|accept| accept.contains("as=PartialObjectMetadata"))
+}
+
+pub(super) fn selector(request: &Request) -> Selector {
+    let of = |key: &str| request.query.get(key).cloned().unwrap_or_default();
+    Selector { fields: of("fieldSelector"), labels: of("labelSelector") }
+}
+
+fn list(shared: &Shared, route: &Route, request: &Request, lie: &dyn Fn(&mut Value)) -> Reply {
+    let query = |key: &str| request.query.get(key).map(String::as_str);
+    let selector = selector(request);
+    let state = shared.lock();
+    let mut all = state.store.list(&route.resource, &route.namespace);
+    all.retain(|object| selector.matches(object));
+    let start = match query("continue").map(|token| token.split_once('-')) {
+        None => 0,
+        Some(Some((version, start)))
+            if version.parse().is_ok_and(|v: u64| v >= state.store.oldest()) =>
+        {
+            start.parse().unwrap_or(0)
+        }
+        Some(_) => {
+            return Reply::refusal(410, "Expired", "The provided continue parameter is too old");
+        }
+    };
+    // A server with a watch cache does not page what may be of any version.
+    let cached = query("resourceVersion") == Some("0") && !state.options.always_paged;
+    let limit = query("limit").and_then(|text| text.parse().ok()).filter(|l| *l > 0 && !cached);
+    let end = limit.map_or(all.len(), |limit: usize| (start + limit).min(all.len()));
+    let version = state.store.version();
+    let next = if end < all.len() { format!("{version}-{end}") } else { String::new() };
+    drop(state);
+    let (kind, api) = kind_of(&route.resource).unwrap_or(("Object", "v1"));
+    let (kind, api) = match wants_metadata(request) {
+        true => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1"),
+        false => (format!("{kind}List"), api),
+    };
+    let items: Vec<Value> = all[start.min(end)..end]
+        .iter()
+        .map(|object| {
+            let mut object = shown(object, request);
+            lie(&mut object);
+            object
+        })
+        .collect();
+    Reply::json(
+        200,
+        &json!({
+            "kind": kind, "apiVersion": api, "items": items,
+            "metadata": {"resourceVersion": version.to_string(), "continue": next},
+        }),
+    )
+}
