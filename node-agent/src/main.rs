@@ -8,6 +8,11 @@ mod config;
 mod explain;
 mod failure;
 mod input;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "the agent's Kubernetes mode is what runs it")
+)]
+mod install;
 mod log;
 mod record;
 mod rules;

@@ -92,7 +92,8 @@ impl Binaries {
         let mode = meta.mode() & 0o7777;
         // Of the link itself: a link is replaced by the file.
         let there = fs::symlink_metadata(&target).ok().filter(Metadata::is_file);
-        let right = there.filter(|there| there.mode() & 0o7777 == mode && there.len() == meta.len());
+        let right =
+            there.filter(|there| there.mode() & 0o7777 == mode && there.len() == meta.len());
         let seen = right.map(|there| (fingerprint(&meta), fingerprint(&there)));
         if seen.is_some() && self.same.get(name) == seen.as_ref() {
             return Ok(false);
@@ -104,7 +105,9 @@ impl Binaries {
             copied = true;
         }
         match fs::symlink_metadata(&target) {
-            Ok(there) => self.same.insert(name.to_owned(), (fingerprint(&meta), fingerprint(&there))),
+            Ok(there) => {
+                self.same.insert(name.to_owned(), (fingerprint(&meta), fingerprint(&there)))
+            }
             Err(_) => self.same.remove(name),
         };
         Ok(copied)

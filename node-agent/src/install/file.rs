@@ -143,17 +143,16 @@ pub(super) fn sweep(directory: &Path, names: &[String]) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let istio = names.iter().any(|of| {
-            name.strip_prefix(of.as_str()).is_some_and(|rest| rest.starts_with(".tmp."))
-        });
+        let istio = names
+            .iter()
+            .any(|of| name.strip_prefix(of.as_str()).is_some_and(|rest| rest.starts_with(".tmp.")));
         if !is_temporary(name) && !istio {
             continue;
         }
         let modified = entry.metadata().and_then(|meta| meta.modified());
         // The clock may have jumped back: then it is old as well.
-        let abandoned = modified.is_ok_and(|at| {
-            now.duration_since(at).map_or(true, |age| age > ABANDONED)
-        });
+        let abandoned =
+            modified.is_ok_and(|at| now.duration_since(at).map_or(true, |age| age > ABANDONED));
         if abandoned {
             // One that stays takes space and nothing else.
             let _ = fs::remove_file(entry.path());

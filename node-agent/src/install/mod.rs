@@ -26,8 +26,8 @@ mod select;
 mod watch;
 
 pub(crate) use entry::PluginEntry;
-pub(crate) use removal::{REMOVED, Removal, remove};
-pub(crate) use run::{InstallError, Installer};
+pub(crate) use removal::{REMOVED, remove};
+pub(crate) use run::Installer;
 
 use std::path::PathBuf;
 
@@ -112,14 +112,14 @@ impl Settings {
         let is_name = |name: &str| !name.contains('/') && name != "." && name != "..";
         let conf = self.conf_name.as_deref().filter(|name| !name.is_empty());
         if let Some(name) = conf.filter(|name| !is_name(name)) {
-            return Err(SettingsError::ConfName(name.to_owned()));
+            return Err(SettingsError::Primary(name.to_owned()));
         }
         let Mode::Owned { file_name: Some(name) } = &self.mode else { return Ok(()) };
         if !is_name(name) || !name.ends_with(".conflist") {
-            return Err(SettingsError::OwnedName(name.clone()));
+            return Err(SettingsError::Owned(name.clone()));
         }
         if conf.is_some_and(|conf| plan::stem(conf) == plan::stem(name)) {
-            return Err(SettingsError::SameName(name.clone()));
+            return Err(SettingsError::Same(name.clone()));
         }
         Ok(())
     }
@@ -130,13 +130,15 @@ impl Settings {
 pub(crate) enum SettingsError {
     /// Not a file of the directory.
     #[error("CNI_CONF_NAME: {0:?} is not the name of a file in the CNI configuration directory")]
-    ConfName(String),
+    Primary(String),
     /// Not one either, or a runtime would not read a list in it.
     #[error("ISTIO_OWNED_CNI_CONFIG_FILENAME: {0:?}: want a file name that ends in .conflist")]
-    OwnedName(String),
+    Owned(String),
     /// Ours would take the primary's place.
-    #[error("ISTIO_OWNED_CNI_CONFIG_FILENAME: {0:?} is the file of CNI_CONF_NAME: want another one")]
-    SameName(String),
+    #[error(
+        "ISTIO_OWNED_CNI_CONFIG_FILENAME: {0:?} is the file of CNI_CONF_NAME: want another one"
+    )]
+    Same(String),
 }
 
 /// Whether pods that start on the node meet us.

@@ -2,8 +2,12 @@
 
 /// Names to choose from, Istio's first. Runtimes fail on a broken file that comes
 /// first, so even one that is no network is gone before.
-const NAMES: [&str; 4] =
-    ["02-istio-cni.conflist", "00-istio-cni.conflist", "0-istio-cni.conflist", "!istio-cni.conflist"];
+const NAMES: [&str; 4] = [
+    "02-istio-cni.conflist",
+    "00-istio-cni.conflist",
+    "0-istio-cni.conflist",
+    "!istio-cni.conflist",
+];
 
 /// Names that Istio's file of the same kind is known by.
 pub(super) const OWNED_NAMES: [&str; 1] = ["02-istio-cni.conflist"];
@@ -48,7 +52,7 @@ mod tests {
         for (other, want) in [
             ("10-calico.conflist", "02-istio-cni.conflist"),
             ("05-cilium.conflist", "02-istio-cni.conflist"),
-            ("02-istio.conflist", "00-istio-cni.conflist"),
+            ("01-first.conflist", "00-istio-cni.conflist"),
             ("00-multus.conf", "00-istio-cni.conflist"),
             ("00-calico.conf", "0-istio-cni.conflist"),
             ("00-aaa.json", "0-istio-cni.conflist"),

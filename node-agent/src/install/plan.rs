@@ -94,7 +94,9 @@ pub(crate) enum PlanError {
         source: ConflistError,
     },
     /// The list that a single configuration would become is another's.
-    #[error("make {list} of {conf}: {list} is there already, and not ours: remove one of them, or set ISTIO_OWNED_CNI_CONFIG=true")]
+    #[error(
+        "make {list} of {conf}: {list} is there already, and not ours: remove one of them, or set ISTIO_OWNED_CNI_CONFIG=true"
+    )]
     Occupied {
         /// The primary.
         conf: String,
@@ -102,7 +104,9 @@ pub(crate) enum PlanError {
         list: String,
     },
     /// It would have to be changed in place, which a link cannot be.
-    #[error("{0} is a symbolic link, which is not changed in place: set ISTIO_OWNED_CNI_CONFIG=true")]
+    #[error(
+        "{0} is a symbolic link, which is not changed in place: set ISTIO_OWNED_CNI_CONFIG=true"
+    )]
     Link(String),
     /// Taking our entry out again would not give the same bytes.
     #[error("{0} could not be restored exactly: set ISTIO_OWNED_CNI_CONFIG=true")]
@@ -171,7 +175,12 @@ impl<'a> Directory<'a> {
         let converted = primary.marker.as_ref().and_then(|marker| marker.converted.as_deref());
         let Some(conf) = converted.filter(|conf| is_plain_name(conf) && *conf != name) else {
             let (name, old) = (name.to_owned(), self.text(name).to_owned());
-            return Ok(vec![Action::Replace { name, old, text: primary.text.clone(), permissions }]);
+            return Ok(vec![Action::Replace {
+                name,
+                old,
+                text: primary.text.clone(),
+                permissions,
+            }]);
         };
         let mut actions = Vec::new();
         // Where its owner wrote it again, that one is newer.
@@ -203,7 +212,8 @@ pub(crate) fn plan(files: &Snapshot, want: &Want, memory: &Memory) -> Result<Pla
 fn standalone(directory: &Directory<'_>, want: &Want) -> Plan {
     let name = want.conf_name.as_deref().unwrap_or(STANDALONE_NAME);
     let mut actions = write(directory, name, want.entry.standalone(), want.file_mode);
-    actions.extend(directory.owned().filter(|(n, _)| *n != name).map(|(n, _)| directory.removal(n)));
+    actions
+        .extend(directory.owned().filter(|(n, _)| *n != name).map(|(n, _)| directory.removal(n)));
     Plan { actions, state: State::Complete, known: None }
 }
 
@@ -222,10 +232,11 @@ fn owned(
             return Ok(Plan { actions: Vec::new(), state: State::Waiting(why), known: None });
         }
     };
-    let text = chain(&known, &want.entry, Marker {
-        primary: Some(known.name.clone()),
-        ..Marker::default()
-    })?;
+    let text = chain(
+        &known,
+        &want.entry,
+        Marker { primary: Some(known.name.clone()), ..Marker::default() },
+    )?;
     let existing: Vec<&str> = directory.owned().map(|(name, _)| name).collect();
     let foreign = directory.kinds.iter().filter_map(|(name, kind)| {
         (!matches!(kind, Kind::Owned(_) | Kind::Derived)).then_some(*name)
@@ -258,11 +269,7 @@ fn recalled(directory: &Directory<'_>) -> Option<Known> {
     })
 }
 
-fn in_place(
-    directory: &Directory<'_>,
-    want: &Want,
-    memory: &Memory,
-) -> Result<Plan, PlanError> {
+fn in_place(directory: &Directory<'_>, want: &Want, memory: &Memory) -> Result<Plan, PlanError> {
     let known = memory.known.clone();
     let known = match select(directory, want.conf_name.as_deref(), known, memory.absent_for) {
         Selection::Take(known) => known,
@@ -314,10 +321,8 @@ fn convert(
         }
         _ => {}
     }
-    let text = chain(known, &want.entry, Marker {
-        converted: Some(conf.clone()),
-        ..Marker::default()
-    })?;
+    let text =
+        chain(known, &want.entry, Marker { converted: Some(conf.clone()), ..Marker::default() })?;
     reversible(&text, known)?;
     let permissions = permissions(directory, &conf, want.file_mode);
     let actions = vec![
@@ -333,8 +338,7 @@ fn convert(
             marker: parsed.marker().cloned(),
         })
     });
-    let primary =
-        primary.map_err(|source| PlanError::Chain { name: list.clone(), source })?;
+    let primary = primary.map_err(|source| PlanError::Chain { name: list.clone(), source })?;
     Ok((actions, Known { name: list, primary }))
 }
 
@@ -348,9 +352,9 @@ fn chain(known: &Known, entry: &PluginEntry, marker: Marker) -> Result<String, P
     let primary = &known.primary;
     let text = match primary.form {
         Form::List => List::parse(&primary.text).and_then(|list| list.chained(entry, marker)),
-        Form::Conf => Conf::parse(&primary.text).and_then(|conf| conf.wrapped()).and_then(|list| {
-            List::parse(&list).and_then(|list| list.chained(entry, marker))
-        }),
+        Form::Conf => Conf::parse(&primary.text)
+            .and_then(|conf| conf.wrapped())
+            .and_then(|list| List::parse(&list).and_then(|list| list.chained(entry, marker))),
     };
     text.map_err(|source| PlanError::Chain { name: known.name.clone(), source })
 }

@@ -170,7 +170,9 @@ impl Installer {
                 }
             }
             let (old, new) = (&self.memory.known, &known);
-            if let (Some(old), Some(new)) = (old, new) && old.name != new.name {
+            if let (Some(old), Some(new)) = (old, new)
+                && old.name != new.name
+            {
                 tracing::info!(from = %old.name, to = %new.name, "follow another CNI configuration");
             }
             self.memory.known = known;
@@ -326,8 +328,7 @@ impl Progress {
         let delay = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.failures = self.failures.saturating_add(1);
         // The nodes of a cluster do not all try at the same moment.
-        let jitter = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.subsec_nanos() % 256);
-        let watch = delay.mul_f64(1.0 - f64::from(jitter) / 1024.0);
+        let watch = delay.mul_f64(0.75 + fastrand::f64() / 4.0);
         // A change of the files may have ended it, but must not make it a busy loop.
         Delay { pause: Duration::from_millis(100), watch }
     }
@@ -343,7 +344,9 @@ impl Progress {
                 tracing::warn!(%reason, "the CNI configuration that ours is made from cannot be followed, keeping its last good copy");
             }
             State::Waiting(_) => tracing::warn!(%reason, "waiting for a CNI configuration"),
-            State::Preempted(_) => tracing::error!(%reason, "our CNI configuration is not the one that is used"),
+            State::Preempted(_) => {
+                tracing::error!(%reason, "our CNI configuration is not the one that is used")
+            }
         }
     }
 }

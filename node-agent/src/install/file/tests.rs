@@ -1,1 +1,55 @@
-//! Tests.
+//! Whole or not at all, and never over what another wrote meanwhile.
+
+use super::*;
+use std::sync::atomic::AtomicBool;
+
+const PERMISSIONS: Permissions = Permissions { mode: 0o600, owner: None };
+
+#[test]
+fn replaces_only_what_was_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    assert!(!replace(&path, "x", "y", PERMISSIONS).unwrap());
+    fs::write(&path, "x").unwrap();
+    assert!(!replace(&path, "other", "y", PERMISSIONS).unwrap());
+    assert!(replace(&path, "x", "y", PERMISSIONS).unwrap());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "y");
+    assert!(!remove(&path, "x").unwrap());
+    assert!(remove(&path, "y").unwrap());
+    assert!(!remove(&path, "y").unwrap());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// A writer that renames new content in place all the time: each replacement of
+/// ours is either refused, or was of the content that we saw; what it wrote last
+/// is there at the end.
+#[test]
+fn loses_nothing_that_another_wrote_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    fs::write(&path, "0").unwrap();
+    let done = AtomicBool::new(false);
+    let last = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let seen = fs::read_to_string(&path).unwrap();
+                if !seen.ends_with('+') {
+                    // Too many swaps in a row are an error, and nothing lost.
+                    let _ = replace(&path, &seen, &format!("{seen}+"), PERMISSIONS);
+                }
+            }
+        });
+        let mut n: u64 = 0;
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        while std::time::Instant::now() < end {
+            n += 1;
+            let temporary = dir.path().join("new");
+            fs::write(&temporary, n.to_string()).unwrap();
+            fs::rename(temporary, &path).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        n
+    });
+    let found = fs::read_to_string(&path).unwrap();
+    assert_eq!(found.trim_end_matches('+'), last.to_string());
+}

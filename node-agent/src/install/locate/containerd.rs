@@ -7,19 +7,25 @@ use toml::{Table, Value};
 
 /// Where the CRI plugin's settings are, by version of the file: 3, 2, 1.
 const SECTIONS: [&str; 3] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri"];
-/// Imports of imports.
-const DEPTH: usize = 8;
-
 /// Reads the file; `None` when there is none.
 pub(super) fn read(root: &Root, config: &Path) -> Result<Option<Said>, String> {
     let mut said = Said::default();
-    Ok(merge(root, config, &mut said, DEPTH)?.then_some(said))
+    Ok(merge(root, config, &mut said, &mut Vec::new())?.then_some(said))
 }
 
-/// Reads one file over what was read before; an import comes after its importer.
-fn merge(root: &Root, config: &Path, said: &mut Said, depth: usize) -> Result<bool, String> {
+/// Reads one file over what was read before, once; an import comes after its importer.
+fn merge(
+    root: &Root,
+    config: &Path,
+    said: &mut Said,
+    read: &mut Vec<PathBuf>,
+) -> Result<bool, String> {
+    if read.iter().any(|path| path == config) {
+        return Ok(false);
+    }
+    read.push(config.to_owned());
     let Some(text) = root.read(config)? else { return Ok(false) };
-    let table: Table = text.parse().map_err(|error| format!("not valid TOML: {error}"))?;
+    let table: Table = super::parse(&text)?;
     let place = |text: &str| PathBuf::from(expanded(text));
     for section in SECTIONS {
         let Some(cni) = section_of(&table, section) else { continue };
@@ -38,11 +44,11 @@ fn merge(root: &Root, config: &Path, said: &mut Said, depth: usize) -> Result<bo
         break;
     }
     let imports = table.get("imports").and_then(Value::as_array).into_iter().flatten();
-    for import in imports.filter_map(Value::as_str).filter(|_| depth > 0) {
+    for import in imports.filter_map(Value::as_str) {
         // Relative to the importer.
         let import = config.with_file_name("").join(expanded(import));
         for file in matches(root, &import) {
-            merge(root, &file, said, depth - 1)?;
+            merge(root, &file, said, read)?;
         }
     }
     Ok(true)

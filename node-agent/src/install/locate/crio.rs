@@ -13,8 +13,7 @@ pub(super) fn read(root: &Root, config: &Path) -> Result<Option<Said>, String> {
     let mut said = None;
     for file in std::iter::once(config.to_owned()).chain(files) {
         let Some(text) = root.read(&file)? else { continue };
-        let table: Table =
-            text.parse().map_err(|error| format!("{} is not valid TOML: {error}", file.display()))?;
+        let table = super::parse(&text).map_err(|why| format!("{}: {why}", file.display()))?;
         merge(&table, said.get_or_insert_default());
     }
     Ok(said)
@@ -22,7 +21,8 @@ pub(super) fn read(root: &Root, config: &Path) -> Result<Option<Said>, String> {
 
 fn merge(table: &Table, said: &mut Said) {
     let network = |key| table.get("crio")?.as_table()?.get("network")?.as_table()?.get(key);
-    if let Some(net) = network("network_dir").and_then(Value::as_str).filter(|net| !net.is_empty()) {
+    if let Some(net) = network("network_dir").and_then(Value::as_str).filter(|net| !net.is_empty())
+    {
         said.net = Some(net.into());
     }
     if let Some(bins) = network("plugin_dirs").and_then(Value::as_array).filter(|b| !b.is_empty()) {

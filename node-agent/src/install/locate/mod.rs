@@ -129,7 +129,11 @@ const PLACES: [(&str, &str, &str); 6] = [
     ("OpenShift", "/etc/kubernetes/cni/net.d", "/var/lib/cni/bin"),
     ("k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"),
     ("k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/current/bin"),
-    ("MicroK8s", "/var/snap/microk8s/current/args/cni-network", "/var/snap/microk8s/current/opt/cni/bin"),
+    (
+        "MicroK8s",
+        "/var/snap/microk8s/current/args/cni-network",
+        "/var/snap/microk8s/current/opt/cni/bin",
+    ),
     ("GKE", "/etc/cni/net.d", "/home/kubernetes/bin"),
     ("minikube", "/etc/cni/net.mk", "/opt/cni/bin"),
 ];
@@ -160,10 +164,17 @@ pub(crate) fn locate(root: &Path, given: &Given) -> Result<Directories, LocateEr
     let (what, setting) = if has_net {
         ("CNI plugin", "cniBinDir of the chart to the directory that holds its plugins")
     } else {
-        ("CNI configuration", "cniConfDir of the chart (MOUNTED_CNI_NET_DIR is where the agent sees it)")
+        (
+            "CNI configuration",
+            "cniConfDir of the chart (MOUNTED_CNI_NET_DIR is where the agent sees it)",
+        )
     };
     let tried = tried.join(", ");
     Err(LocateError { what, setting, root: root.path().to_owned(), tried })
+}
+
+fn parse(text: &str) -> Result<toml::Table, String> {
+    text.parse().map_err(|error: toml::de::Error| format!("not valid TOML: {}", error.message()))
 }
 
 /// What runtimes say, those first whose socket is there.
