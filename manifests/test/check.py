@@ -142,15 +142,15 @@ def check_generic(suite, name, rendered):
         if obj["kind"] not in ("DaemonSet", "Job"):
             continue
         spec = obj["spec"]["template"]["spec"]
-        declared = {volume["name"] for volume in spec.get("volumes", [])}
+        declared, used = {volume["name"] for volume in spec.get("volumes", [])}, set()
         for container in spec["containers"] + spec.get("initContainers", []):
             label = f"{name}: {obj['metadata']['name']}/{container['name']}"
-            mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
-            suite.equal(f"{label}: volumes, all used", mounted, declared)
+            used |= {mount["name"] for mount in container.get("volumeMounts", [])}
             context = container["securityContext"]
             suite.equal(f"{label}: not privileged", context.get("privileged", False), False)
             suite.equal(f"{label}: drops all", context["capabilities"]["drop"], ["ALL"])
             suite.equal(f"{label}: read-only root", context["readOnlyRootFilesystem"], True)
+        suite.equal(f"{name}: {obj['metadata']['name']}: volumes, all used", used, declared)
     bound = {(o["roleRef"]["kind"], o["roleRef"]["name"]) for o in rendered.objects if o["kind"].endswith("Binding") and "roleRef" in o}
     roles = {(o["kind"], o["metadata"]["name"]) for o in rendered.objects if o["kind"] in ("Role", "ClusterRole")}
     suite.equal(f"{name}: every role is bound", bound, roles)
@@ -244,9 +244,9 @@ def check_hook(suite, helm):
     first, hold = nodes["initContainers"][0], nodes["containers"][0]
     suite.equal("hook: cleans before it counts as ready", first["command"], ["/usr/local/bin/sluice", "cleanup"])
     suite.equal("hook: holds", hold["command"], ["/usr/local/bin/sluice", "cleanup", "--hold"])
-    for container in (first, hold):
-        suite.equal(f"hook: power of {container['name']}", container["securityContext"]["capabilities"]["add"], ["DAC_OVERRIDE"])
-        suite.equal(f"hook: mounts of {container['name']}", mounts(nodes, container), facts.MOUNTS | {"/host/proc": None})
+    suite.equal("hook: power on the nodes", first["securityContext"]["capabilities"]["add"], ["DAC_OVERRIDE"])
+    suite.equal("hook: what it writes to", mounts(nodes, first), facts.MOUNTS | {"/host/proc": None})
+    suite.equal("hook: knows how it was installed", first["envFrom"], [{"configMapRef": {"name": "istio-cni-config", "optional": True}}])
     role = rendered.get("Role", "istio-cni-cleanup")["rules"]
     suite.equal(
         "hook: the Job reads one DaemonSet", role,
@@ -255,7 +255,10 @@ def check_hook(suite, helm):
     job = rendered.get("Job", "istio-cni-node-cleanup-wait")["spec"]
     wait = job["template"]["spec"]["containers"][0]
     suite.equal("hook: the Job's limit is after its program's", (job["activeDeadlineSeconds"], wait["command"][-1]), (180, "--timeout=120s"))
-    suite.equal("hook: the Job has no power", (wait["securityContext"]["runAsNonRoot"], wait["securityContext"]["capabilities"]), (True, {"drop": ["ALL"]}))
+    for container in (hold, wait):
+        context = container["securityContext"]
+        got = context["runAsNonRoot"], context["capabilities"], container.get("volumeMounts")
+        suite.equal(f"hook: {container['name']} has no power", got, (True, {"drop": ["ALL"]}, None))
     # Found by the plugin as the agent's own, whose pods always pass (reference 2.4).
     for name in ("istio-cni-node-cleanup", "istio-cni-node-cleanup-wait"):
         suite.check(f"hook: {name} passes the plugin", "" if name.startswith("istio-cni-node-") else "another name")

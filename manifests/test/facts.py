@@ -116,16 +116,19 @@ ENVIRONMENT = {
 READINESS = {"httpGet": {"path": "/readyz", "port": 15018, "host": "127.0.0.1"}}
 LIVENESS = {"path": "/healthz", "port": 15018, "host": "127.0.0.1"}
 CONTEXT = {"privileged": False, "runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False}
-CAPABILITIES = ["NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE"]
+# SETUID and SETGID are ours: the proof connects as the proxy's user.
+PROOF = ["SETUID", "SETGID"]
+CAPABILITIES = ["NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF]
 
 HOST_PROC = ("/proc", "Directory", "readOnly=True")
-OPTIONAL_MOUNTS = ("/host/proc", "/host/var/run/netns", "/var/run/ztunnel")
+OPTIONAL_MOUNTS = ("/host/proc", "/host/root", "/host/opt/cni/bin", "/host/etc/cni/net.d", "/host/var/run/netns", "/var/run/ztunnel")
 MOUNTS = {
     "/host/opt/cni/bin": ("/opt/cni/bin", None),
     "/host/etc/cni/net.d": ("/etc/cni/net.d", None),
     # Istio's has no type: without the directory its pod does not start on some runtimes.
     "/var/run/istio-cni": ("/var/run/istio-cni", "DirectoryOrCreate"),
     "/host/proc": HOST_PROC,
+    "/host/root": None,
     "/host/var/run/netns": None,
     "/var/run/ztunnel": None,
 }
@@ -166,7 +169,7 @@ CASES = [
         {"repair": {"repairPods": False, "deletePods": True, "labelPods": True}},
         {
             "config": {"REPAIR_REPAIR_PODS": "false", "REPAIR_DELETE_PODS": "true", "REPAIR_LABEL_PODS": "true"},
-            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE"],
+            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
             "mounts": {"/host/proc": None},
             "rbac": {**RBAC, "istio-cni-repair-role": [EVENTS, ([""], ["pods"], None, ["delete"])]},
         },
@@ -181,7 +184,7 @@ CASES = [
                 "REPAIR_BROKEN_POD_LABEL_KEY": "x/y",
                 "REPAIR_BROKEN_POD_LABEL_VALUE": "z",
             },
-            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE"],
+            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
             "mounts": {"/host/proc": None},
             "rbac": {**RBAC, "istio-cni-repair-role": [EVENTS, STATUS]},
         },
@@ -192,7 +195,7 @@ CASES = [
         {
             "no_objects": {"ClusterRole/istio-cni-repair-role", "ClusterRoleBinding/istio-cni-repair-rolebinding"},
             "config": {"REPAIR_ENABLED": "false"},
-            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE"],
+            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
             "mounts": {"/host/proc": None},
             "rbac": {"istio-cni": [READ], "istio-cni-repair-role": None},
         },
@@ -244,13 +247,25 @@ CASES = [
         {"global": {"nativeNftables": True}, "backend": "nftables"},
         {
             "config": {"NATIVE_NFTABLES": "true", "SLUICE_BACKEND": "nftables"},
-            "capabilities": ["NET_ADMIN", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE"],
+            "capabilities": ["NET_ADMIN", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
         },
     ),
     (
         "own directories",
         {"cniBinDir": "/srv/bin", "cniConfDir": "/srv/net.d"},
         {"mounts": directories("/srv/bin", "/srv/net.d")},
+    ),
+    (
+        "directories asked of the runtime",
+        {"findCniDirs": True},
+        {
+            "config": {"SLUICE_HOST_ROOT": "/host/root"},
+            "mounts": {
+                "/host/root": ("/", "Directory", "mountPropagation=HostToContainer"),
+                "/host/opt/cni/bin": None,
+                "/host/etc/cni/net.d": None,
+            },
+        },
     ),
     (
         "pod network, as Istio",

@@ -1,5 +1,5 @@
-{{/* What the kernel asks for. Istio adds the same five in every mode; here a mode that
-     does not need one does not get it. */}}
+{{/* What the kernel asks for, tried with each one taken away. Istio adds the same five in
+     every mode; here a mode that does not need one does not get it. */}}
 {{- define "cni.capabilities" -}}
 # setns(2) into a pod's network namespace; unshare(2) for the scratch namespace in which
 # the backend is proved; with iptables also a mount namespace for its lock, and the
@@ -7,6 +7,10 @@
 - SYS_ADMIN
 # nftables, addresses, rules and routes over netlink in the pod's namespace.
 - NET_ADMIN
+# The proof of a backend and of a pod connects as the proxy's user too, whose traffic
+# must not be captured. Istio's chart has not these two: there the proof is made without.
+- SETUID
+- SETGID
 # The directories of the host may belong to another user than root (OpenShift, some
 # images of nodes), whose modes bind root too without it.
 - DAC_OVERRIDE

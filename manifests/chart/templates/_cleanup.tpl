@@ -13,10 +13,16 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- $v := index . 1 -}}
 image: {{ include "cni.image" (list $root $v) | quote }}
 {{- with include "cni.pullPolicy" $v }}{{ . | nindent 0 }}{{ end }}
-args:
-  - --cni-agent-run-dir=/var/run/istio-cni
-  - --mounted-cni-net-dir=/host/etc/cni/net.d
-  - --mounted-cni-bin-dir=/host/opt/cni/bin
+# Which files are ours depends on how the agent was told to install.
+envFrom:
+  - configMapRef:
+      name: istio-cni-config
+      optional: true
+{{- if $v.findCniDirs }}
+env:
+  - name: SLUICE_HOST_ROOT
+    value: /host/root
+{{- end }}
 securityContext:
   privileged: false
   runAsUser: 0
@@ -31,10 +37,19 @@ securityContext:
       # As for the agent: the directories may belong to another user.
       - DAC_OVERRIDE
 volumeMounts:
-  - name: cni-bin-dir
-    mountPath: /host/opt/cni/bin
-  - name: cni-net-dir
-    mountPath: /host/etc/cni/net.d
-  - name: cni-socket-dir
-    mountPath: /var/run/istio-cni
+  {{- include "cni.hostMounts" $v | nindent 2 }}
+{{- end -}}
+
+{{- define "cni.noPower" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  runAsUser: 65532
+  runAsGroup: 65532
+  runAsNonRoot: true
+  readOnlyRootFilesystem: true
+  seccompProfile:
+    type: RuntimeDefault
+  capabilities:
+    drop:
+      - ALL
 {{- end -}}

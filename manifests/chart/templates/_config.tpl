@@ -37,6 +37,9 @@ SLUICE_BACKEND: {{ . | quote }}
 {{- end }}
 MONITORING_PORT: {{ int $v.monitoringPort | quote }}
 SLUICE_HEALTH_ADDRESS: {{ printf "%s:%s" (eq "true" (include "cni.hostNetwork" $v) | ternary "127.0.0.1" "") (include "cni.healthPort" $v) | quote }}
+{{- if $v.findCniDirs }}
+SLUICE_HOST_ROOT: /host/root
+{{- end }}
 {{- range $key, $value := $v.env }}
 {{ $key | quote }}: {{ $value | quote }}
 {{- end }}

@@ -98,3 +98,42 @@ imagePullPolicy: {{ . }}
 {{- $annotation := or (index . 1).useAppArmorAnnotation (not $field) -}}
 {{- if eq (index . 2) "field" | ternary $field $annotation -}}true{{- end -}}
 {{- end -}}
+
+{{/* cni.hostVolumes (list ROOT VALUES), cni.hostMounts VALUES: what the agent and cleanup
+     both write to. */}}
+{{- define "cni.hostVolumes" -}}
+{{- $root := index . 0 -}}
+{{- $v := index . 1 -}}
+{{- if $v.findCniDirs -}}
+- name: host-root
+  hostPath:
+    path: /
+    type: Directory
+{{- else -}}
+- name: cni-bin-dir
+  hostPath:
+    path: {{ include "cni.binDir" (list $root $v) }}
+- name: cni-net-dir
+  hostPath:
+    path: {{ $v.cniConfDir }}
+{{- end }}
+- name: cni-socket-dir
+  hostPath:
+    path: /var/run/istio-cni
+    type: DirectoryOrCreate
+{{- end -}}
+
+{{- define "cni.hostMounts" -}}
+{{- if .findCniDirs -}}
+- name: host-root
+  mountPath: /host/root
+  mountPropagation: HostToContainer
+{{- else -}}
+- name: cni-bin-dir
+  mountPath: /host/opt/cni/bin
+- name: cni-net-dir
+  mountPath: /host/etc/cni/net.d
+{{- end }}
+- name: cni-socket-dir
+  mountPath: /var/run/istio-cni
+{{- end -}}
