@@ -55,6 +55,9 @@ impl Directories {
 const LEASH: &str = "\"$0\" \"$@\" </dev/null >>\"$SLUICE_E2E_LOG\" 2>&1 & \
     echo $!; read -r _; kill -9 $!; wait";
 
+/// What the lab's node is called in a cluster.
+pub const NODE_NAME: &str = "lab-node";
+
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -88,13 +91,37 @@ impl Agent {
         directories: &Directories,
         args: &[&str],
     ) -> Result<Self> {
+        let pods = directories.pods.display().to_string();
+        Self::run(programs, host, directories, &[&["--pods", &pods], args].concat())
+    }
+
+    /// [`Self::launch`] with pods from an API server instead of a directory, as the
+    /// node [`NODE_NAME`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn follow(
+        programs: &Programs,
+        host: &Namespace,
+        directories: &Directories,
+        api: &str,
+        args: &[&str],
+    ) -> Result<Self> {
+        let source = ["--api-url", api, "--node-name", NODE_NAME];
+        Self::run(programs, host, directories, &[&source, args].concat())
+    }
+
+    fn run(
+        programs: &Programs,
+        host: &Namespace,
+        directories: &Directories,
+        args: &[&str],
+    ) -> Result<Self> {
         let log = directories.run.with_extension("log");
         let program = Program::new("sh")
             .args(["-c", LEASH])
             .arg(&programs.sluice)
             .arg("agent")
-            .arg("--pods")
-            .arg(&directories.pods)
             .arg("--run-dir")
             .arg(&directories.run)
             .args(args.iter().copied())
