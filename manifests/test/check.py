@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tests what the chart renders. Called by `scripts/manifests test`, which has the tools.
 
-Usage: check.py --helm HELM --admission ADMISSION --plain DIR
+Usage: check.py --helm HELM --admission ADMISSION --promtool PROMTOOL --plain DIR
 
 Renders the chart with the sets of values below, validates every object against the
 schemas of Kubernetes 1.25 to 1.37, and compares with the facts of
@@ -24,6 +24,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 import admission  # noqa: E402
 import facts  # noqa: E402
+import monitoring  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "manifests/chart"
@@ -291,28 +292,6 @@ def check_resolution(suite, helm):
     suite.check("a typing error is pointed at", "" if "nothing reads these values: ambiant, repair.podz" in notes.stdout else notes.stdout[-300:] + notes.stderr)
 
 
-def check_monitoring(suite, helm):
-    rendered = helm.render({"monitoring": {"alerts": {"enabled": True, "labels": {"team": "mesh"}}, "dashboard": {"enabled": True}}})
-    rule = rendered.get("PrometheusRule", "istio-cni")
-    suite.equal("alerts: labels", rule["metadata"]["labels"]["team"], "mesh")
-    expressions = []
-    for group in rule["spec"]["groups"]:
-        for alert in group["rules"]:
-            wrong = {"alert", "expr", "labels", "annotations"} - set(alert)
-            suite.check(f"alert {alert.get('alert')}: complete", f"missing {wrong}" if wrong else "")
-            expressions.append((alert["alert"], alert["expr"]))
-    dashboard = json.loads(rendered.get("ConfigMap", "istio-cni-dashboard")["data"]["sluice.json"])
-    ids = [panel["id"] for panel in dashboard["panels"]]
-    suite.equal("dashboard: ids once", len(ids), len(set(ids)))
-    for panel in dashboard["panels"]:
-        expressions += [(panel["title"], target["expr"]) for target in panel["targets"]]
-    for name, expression in expressions:
-        used = set(re.findall(r"\b(?:istio_cni|ztunnel|nodeagent|container|sluice)_\w+", expression))
-        unknown = used - facts.METRICS
-        suite.check(f"{name}: metrics exist", f"unknown {unknown}" if unknown or not used else "")
-        suite.equal(f"{name}: brackets", [expression.count(c) for c in "({["], [expression.count(c) for c in ")}]"])
-
-
 def check_plain(suite, fresh):
     """What is committed is what the chart renders."""
     committed = ROOT / "manifests/plain"
@@ -331,6 +310,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--helm", required=True)
     parser.add_argument("--admission", required=True)
+    parser.add_argument("--promtool", required=True)
     parser.add_argument("--plain", required=True)
     arguments = parser.parse_args()
     suite, helm = Suite(), Helm(arguments.helm)
@@ -352,7 +332,7 @@ def main():
     check_hook(suite, helm)
     check_failures(suite, helm)
     check_resolution(suite, helm)
-    check_monitoring(suite, helm)
+    monitoring.check(suite, arguments.promtool, helm)
     check_plain(suite, arguments.plain)
     policy = helm.render({}).get("ValidatingAdmissionPolicy", f"istio-cni-{NAMESPACE}")
     admission.check(suite, arguments.admission, policy)
