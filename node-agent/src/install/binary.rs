@@ -1,7 +1,7 @@
 //! The plugin's binary in the runtime's directory.
 
+use super::action::Permissions;
 use super::file::{self, FileError};
-use super::plan::Permissions;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};

@@ -1,8 +1,8 @@
 //! Looking at the CNI directory, and changing it.
 
+use super::action::Action;
 use super::candidate::{EXTENSIONS, File, Snapshot};
 use super::file::{self, FileError};
-use super::plan::Action;
 use nix::fcntl::OFlag;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -12,15 +12,17 @@ use std::path::Path;
 /// Bytes that a configuration may have; real ones have a few thousand.
 const MAX_SIZE: u64 = 4 << 20;
 
-/// Reads every file that a runtime would look at.
-pub(super) fn look(directory: &Path) -> Result<Snapshot, FileError> {
+/// Reads every file that a runtime would look at, and the one that is configured,
+/// whatever its extension.
+pub(super) fn look(directory: &Path, configured: Option<&str>) -> Result<Snapshot, FileError> {
     let mut files = Snapshot::new();
     let entries = fs::read_dir(directory).map_err(FileError::at("read directory", directory))?;
     for entry in entries {
         let entry = entry.map_err(FileError::at("read directory", directory))?;
         // Runtimes print names into JSON and logs; one that is not UTF-8 is nobody's.
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if !EXTENSIONS.iter().any(|extension| name.ends_with(extension)) {
+        let is_loaded = EXTENSIONS.iter().any(|extension| name.ends_with(extension));
+        if !is_loaded && configured != Some(name.as_str()) {
             continue;
         }
         // Gone again since: not there.
@@ -92,6 +94,9 @@ pub(super) fn perform(directory: &Path, action: &Action) -> Result<bool, FileErr
     match action {
         Action::Write { name, text, permissions } => {
             file::put(&directory.join(name), &mut text.as_bytes(), *permissions).map(|()| true)
+        }
+        Action::Create { name, text, permissions } => {
+            file::create(&directory.join(name), text, *permissions)
         }
         Action::Replace { name, old, text, permissions } => {
             file::replace(&directory.join(name), old, text, *permissions)

@@ -1,10 +1,11 @@
 //! Files that others read at any moment: whole, or not there.
 
-use super::plan::Permissions;
+use super::action::Permissions;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -63,6 +64,29 @@ pub(super) fn put(
     sync_directory(path)
 }
 
+/// Makes a file; false when there is one already.
+pub(super) fn create(path: &Path, text: &str, permissions: Permissions) -> Result<bool, FileError> {
+    let temporary = prepare(path, &mut text.as_bytes(), permissions)?;
+    if !move_to_free(&temporary.0, path)? {
+        return Ok(false);
+    }
+    sync_directory(path).map(|()| true)
+}
+
+/// Renames unless the new name is taken.
+fn move_to_free(from: &Path, to: &Path) -> Result<bool, FileError> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        // A file system that has no such flag.
+        Err(Errno::EINVAL | Errno::ENOSYS) if !to.exists() => {
+            fs::rename(from, to).map(|()| true).map_err(FileError::at("write", to))
+        }
+        Err(Errno::EINVAL | Errno::ENOSYS) => Ok(false),
+        Err(errno) => Err(FileError::at("write", to)(errno.into())),
+    }
+}
+
 /// Puts `text` in place of `old`; false, and nothing changed, when the file holds
 /// something else by now.
 ///
@@ -84,9 +108,9 @@ pub(super) fn replace(
     for swap in 0..SWAPS {
         match renameat2(AT_FDCWD, &temporary.0, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
             Ok(()) => {}
-            Err(nix::errno::Errno::ENOENT) => return Ok(false),
+            Err(Errno::ENOENT) => return Ok(false),
             // A file system that cannot swap; FUSE is one.
-            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOSYS) if swap == 0 => {
+            Err(Errno::EINVAL | Errno::ENOSYS) if swap == 0 => {
                 fs::rename(&temporary.0, path).map_err(FileError::at("write", path))?;
                 return sync_directory(path).map(|()| true);
             }
@@ -104,17 +128,31 @@ pub(super) fn replace(
 }
 
 /// Removes a file while it holds `old`; false when it holds something else or is
-/// not there.
+/// not there. It is moved away first, and looked at then: what its owner writes
+/// meanwhile is not what is removed.
 pub(super) fn remove(path: &Path, old: &str) -> Result<bool, FileError> {
-    match fs::read(path) {
-        Ok(found) if found == old.as_bytes() => {}
-        Ok(_) => return Ok(false),
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() => {}
+        // A link, a pipe: nobody writes into the thing itself.
+        Ok(_) => return discard(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        // Unreadable is not what was seen, unless nothing could be seen either.
-        Err(_) if old.is_empty() => {}
         Err(error) => return Err(FileError::at("read", path)(error)),
     }
-    discard(path)
+    let temporary = path.with_file_name(temporary_name());
+    match fs::rename(path, &temporary) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(FileError::at("remove", path)(error)),
+    }
+    let temporary = Temporary(temporary);
+    let found = fs::read(&temporary.0);
+    // Unreadable is what was seen where nothing could be seen.
+    if found.as_deref().map_or(old.is_empty(), |found| found == old.as_bytes()) {
+        drop(temporary);
+        return sync_directory(path).map(|()| true);
+    }
+    // Where something newer lies by now, that counts.
+    move_to_free(&temporary.0, path).map(|_| false)
 }
 
 /// Removes a file; false when there is none.
@@ -160,6 +198,14 @@ pub(super) fn sweep(directory: &Path, names: &[String]) {
     }
 }
 
+fn temporary_name() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // The agent's pid is the same in every container, the time is not.
+    let time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos());
+    format!("{TEMPORARY}{}-{time}-{number}", std::process::id())
+}
+
 /// Makes a temporary file beside `path`: a rename from another directory is not
 /// noticed by containerd 1.6.
 fn prepare(
@@ -167,12 +213,7 @@ fn prepare(
     content: &mut dyn Read,
     permissions: Permissions,
 ) -> Result<Temporary, FileError> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // The agent's pid is the same in every container, the time is not.
-    let time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos());
-    let name = format!("{TEMPORARY}{}-{time}-{number}", std::process::id());
-    let temporary = path.with_file_name(name);
+    let temporary = path.with_file_name(temporary_name());
     let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
     let mut file = open.map_err(FileError::at("create a file beside", path))?;
     let temporary = Temporary(temporary);
@@ -183,7 +224,14 @@ fn prepare(
 fn fill(file: &mut File, content: &mut dyn Read, permissions: Permissions) -> io::Result<()> {
     io::copy(content, file)?;
     if let Some((user, group)) = permissions.owner {
-        fchown(&*file, Some(user), Some(group))?;
+        let meta = file.metadata()?;
+        // Without CAP_CHOWN, which the agent has no other use for, a file of
+        // another user's becomes root's. Better than no mesh on the node.
+        if (meta.uid(), meta.gid()) != (user, group)
+            && let Err(error) = fchown(&*file, Some(user), Some(group))
+        {
+            tracing::warn!(user, group, reason = %error, "cannot keep the owner of a CNI configuration");
+        }
     }
     // After the owner, whose change would clear the set-id bits.
     file.set_permissions(fs::Permissions::from_mode(permissions.mode))?;

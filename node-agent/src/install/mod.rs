@@ -2,13 +2,39 @@
 //! there whatever others do to the files.
 //!
 //! [`plan`] and what it uses decide, from a snapshot of the directory, without
-//! touching anything; [`directory`], [`file`], [`binary`] and [`watch`] touch;
+//! touching anything; [`directory`], [`mod@file`], [`binary`] and [`watch`] touch;
 //! [`Installer`] brings them together on a thread of its own.
 //!
-//! What must hold: once we are in the chain, the chain that a runtime loads has us
+//! # What must hold
+//!
+//! Once we are in the chain, the chain that a runtime loads has us
 //! at every moment; nothing of another product's is lost or changed; nothing is
 //! written when nothing is wrong; and only [`remove`] takes us out.
+//!
+//! # What is decided
+//!
+//! * The primary is the first valid file, as for a runtime, or the configured one.
+//!   A valid one that comes earlier is followed at once. One that is broken is
+//!   waited for without limit, one that is gone for 30 s ([`select::GONE`]); then
+//!   another network is taken, if there is one. In [`Mode::Owned`] the last good
+//!   copy serves meanwhile, also over a restart of the agent or the node: pods
+//!   start, and the reason is in [`Readiness`]. A primary's product that takes its
+//!   file away to keep its node from being used does not achieve that.
+//! * Our own file comes before every other, broken ones too: containerd fails on
+//!   the first broken file. It keeps the primary's network name, by which
+//!   addresses are kept and CRI-O chooses.
+//! * `cniVersion` is the primary's; one that chains do not have becomes 0.3.1, one
+//!   that our plugin does not speak is an error. It is not raised to 1.1.0, which
+//!   the runtime and every plugin of the chain would have to speak.
+//! * What we need to take ourselves out again is in our own entry ([`entry::Marker`]),
+//!   so it outlives the run directory.
+//! * `.json` files count, since runtimes load them; Istio's installer overlooks them.
+//! * Others' writes meanwhile are never lost: files of others are swapped, looked
+//!   at and swapped back ([`mod@file`]).
+//! * Not kept in place: an SELinux label that differs from what the directory gives
+//!   new files; and, without CAP_CHOWN, a file's owner other than the agent.
 
+mod action;
 mod binary;
 mod candidate;
 mod conflist;

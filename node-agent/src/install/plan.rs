@@ -1,6 +1,7 @@
 //! What is to be done to the CNI directory. Pure: a snapshot in, actions out.
 
 use super::Mode;
+use super::action::{Action, Permissions};
 use super::candidate::{Form, Kind, Primary, Snapshot, classify};
 use super::conflist::{Conf, ConflistError, List};
 use super::entry::{Marker, PluginEntry};
@@ -32,28 +33,6 @@ pub(crate) struct Memory {
     pub(crate) known: Option<Known>,
     /// For how long its file has been gone.
     pub(crate) absent_for: Duration,
-}
-
-/// Permission bits and owner of a file to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Permissions {
-    /// Permission bits.
-    pub(crate) mode: u32,
-    /// User and group; the agent's own when absent.
-    pub(crate) owner: Option<(u32, u32)>,
-}
-
-/// One change of the directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Make this file so, whatever it was: it is ours.
-    Write { name: String, text: String, permissions: Permissions },
-    /// Another product's file: only while it still holds `old`.
-    Replace { name: String, old: String, text: String, permissions: Permissions },
-    /// Permission bits of a file of ours whose content is right.
-    Chmod { name: String, mode: u32 },
-    /// Remove a file, only while it still holds `old`.
-    Remove { name: String, old: String },
 }
 
 /// How things stand once the actions are done.
@@ -187,7 +166,7 @@ impl<'a> Directory<'a> {
         if !self.files.contains_key(conf) {
             let text = List::parse(&primary.text).and_then(|list| list.unwrapped());
             let text = text.map_err(chain)?;
-            actions.push(Action::Write { name: conf.to_owned(), text, permissions });
+            actions.push(Action::Create { name: conf.to_owned(), text, permissions });
         }
         actions.push(self.removal(name));
         Ok(actions)

@@ -1,8 +1,9 @@
 //! Taking ourselves out of a node. Only an explicit command does it.
 
+use super::action::{Action, Permissions};
 use super::candidate::{Kind, Snapshot};
 use super::file::{self, FileError};
-use super::plan::{Action, Directory, Permissions, PlanError};
+use super::plan::{Directory, PlanError};
 use super::run::InstallError;
 use super::{Mode, Settings, directory};
 use std::fs;
@@ -42,25 +43,27 @@ pub(crate) fn remove(settings: &Settings) -> Removal {
     if let Err(error) = Marker::of(&settings.run_dir).set(&settings.installation) {
         removal.errors.push(error.into());
     }
-    for _ in 0..LOOKS {
-        match take_out(settings, &mut removal) {
-            Ok(true) => break,
-            Ok(false) => {}
-            Err(error) => {
-                removal.errors.push(error.into());
-                break;
-            }
-        }
-    }
+    take_out(settings, &mut removal);
     discard_leftovers(settings);
     let binary = settings.bin_dir.join(super::entry::TYPE);
     removal.binary = binary.exists().then_some(binary);
     removal
 }
 
+/// Takes us out, however often a file changes between look and write.
+pub(super) fn take_out(settings: &Settings, removal: &mut Removal) {
+    for _ in 0..LOOKS {
+        match look_and_take_out(settings, removal) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => return removal.errors.push(error.into()),
+        }
+    }
+}
+
 /// One look; false when a file changed since.
-fn take_out(settings: &Settings, removal: &mut Removal) -> Result<bool, FileError> {
-    let files = match directory::look(&settings.net_dir) {
+fn look_and_take_out(settings: &Settings, removal: &mut Removal) -> Result<bool, FileError> {
+    let files = match directory::look(&settings.net_dir, settings.conf_name.as_deref()) {
         Ok(files) => files,
         // No directory, nothing of ours in it.
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => return Ok(true),
@@ -79,12 +82,9 @@ fn take_out(settings: &Settings, removal: &mut Removal) -> Result<bool, FileErro
             Ok(done) => complete &= done,
             Err(error) => removal.errors.push(error.into()),
         }
-        let (Action::Write { name, .. }
-        | Action::Replace { name, .. }
-        | Action::Chmod { name, .. }
-        | Action::Remove { name, .. }) = action;
-        if !removal.changed.contains(&name) {
-            removal.changed.push(name);
+        let name = action.name();
+        if !removal.changed.iter().any(|changed| changed == name) {
+            removal.changed.push(name.to_owned());
         }
     }
     Ok(complete)

@@ -1,12 +1,13 @@
 //! The installer's loop.
 
+use super::action::Action;
 use super::binary::{Binaries, CopyError};
 use super::candidate::Snapshot;
 use super::contest::{Contest, Rate};
 use super::entry::{PluginEntry, TYPE};
 use super::file::FileError;
-use super::plan::{Action, Memory, Plan, PlanError, State, Want, plan};
-use super::removal::{Marker, discard_leftovers};
+use super::plan::{Memory, Plan, PlanError, State, Want, plan};
+use super::removal::{Marker, Removal, discard_leftovers, take_out};
 use super::watch::{Wake, Watcher};
 use super::{InstallEvent, Readiness, Settings, SettingsError, directory, file};
 use crate::failure::causes;
@@ -108,7 +109,7 @@ impl Installer {
         }
         let names = self.binaries.names();
         let mut watcher = Watcher::new(&self.settings.net_dir, &self.settings.bin_dir, names);
-        let mut progress = Progress { failures: 0, waiting_since: None, last: String::new() };
+        let mut progress = Progress { failures: 0, waiting_since: None, last: None };
         loop {
             let mut changed = false;
             let outcome = self.pass(&mut watcher, &mut changed, &on_event);
@@ -156,7 +157,7 @@ impl Installer {
         on_event: &impl Fn(InstallEvent),
     ) -> Result<Outcome, InstallError> {
         for _ in 0..LOOKS {
-            let files = directory::look(&self.settings.net_dir)?;
+            let files = directory::look(&self.settings.net_dir, self.want.conf_name.as_deref())?;
             watcher.arm(files.iter().filter(|(_, file)| file.link).map(|(name, _)| name.clone()));
             let now = Instant::now();
             self.note_absence(&files, now);
@@ -165,7 +166,13 @@ impl Installer {
                 if let Err(time) = self.rate.take(now) {
                     return Ok(Outcome::Later(time));
                 }
-                if !self.perform(&files, &actions, changed, on_event)? {
+                let done = self.perform(&files, &actions, changed, on_event)?;
+                // It may have come between the look and the write: then we must not
+                // be what puts us back.
+                if Marker::of(&self.settings.run_dir).is_there() {
+                    return Ok(self.retreat());
+                }
+                if !done {
                     continue;
                 }
             }
@@ -183,6 +190,17 @@ impl Installer {
         }
         // Others are writing right now; the kernel tells when.
         Ok(Outcome::Later(Duration::from_millis(20)))
+    }
+
+    /// Takes out what was written over a removal.
+    fn retreat(&self) -> Outcome {
+        let mut removal = Removal::default();
+        take_out(&self.settings, &mut removal);
+        for error in removal.errors {
+            let reason = causes(&error);
+            tracing::error!(%reason, "cannot take istio-cni out again");
+        }
+        Outcome::Removed
     }
 
     /// For how long the primary's file has been gone.
@@ -207,7 +225,9 @@ impl Installer {
             }
             *changed = true;
             match action {
-                Action::Write { name, text, .. } | Action::Replace { name, text, .. } => {
+                Action::Write { name, text, .. }
+                | Action::Create { name, text, .. }
+                | Action::Replace { name, text, .. } => {
                     let path = self.settings.net_dir.join(name);
                     // The same bytes as before: nothing but the file itself was wrong.
                     if self.written.get(name) == Some(text) {
@@ -266,7 +286,7 @@ impl Delay {
 struct Progress {
     failures: u32,
     waiting_since: Option<Instant>,
-    last: String,
+    last: Option<String>,
 }
 
 impl Progress {
@@ -316,9 +336,9 @@ impl Progress {
         on_event: &impl Fn(InstallEvent),
     ) -> Delay {
         let reason = causes(error);
-        if self.last != reason {
+        if self.last.as_ref() != Some(&reason) {
             tracing::error!(%reason, "cannot install the plugin, trying again");
-            self.last.clone_from(&reason);
+            self.last = Some(reason.clone());
         }
         publish(ready, false, &reason);
         on_event(match error {
@@ -334,10 +354,10 @@ impl Progress {
     }
 
     fn say(&mut self, state: &State, reason: &str) {
-        if self.last == reason {
+        if self.last.as_deref() == Some(reason) {
             return;
         }
-        self.last = reason.to_owned();
+        self.last = Some(reason.to_owned());
         match state {
             State::Complete => tracing::info!("the plugin is installed"),
             State::Kept(_) => {

@@ -53,3 +53,45 @@ fn loses_nothing_that_another_wrote_meanwhile() {
     let found = fs::read_to_string(&path).unwrap();
     assert_eq!(found.trim_end_matches('+'), last.to_string());
 }
+
+/// The same for removal and creation: two that make and remove one file.
+#[test]
+fn removes_and_creates_only_what_was_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    assert!(create(&path, "x", PERMISSIONS).unwrap());
+    assert!(!create(&path, "y", PERMISSIONS).unwrap());
+    assert_eq!(fs::read_to_string(&path).unwrap(), "x");
+    fs::remove_file(&path).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                // Removes what is odd, and nothing else.
+                if let Ok(seen) = fs::read_to_string(&path) {
+                    let odd = seen.parse::<u64>().is_ok_and(|n| n % 2 == 1);
+                    if odd {
+                        remove(&path, &seen).unwrap();
+                    }
+                }
+            }
+        });
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        let mut n: u64 = 0;
+        while std::time::Instant::now() < end {
+            n += 1;
+            let temporary = dir.path().join("new");
+            fs::write(&temporary, n.to_string()).unwrap();
+            fs::rename(temporary, &path).unwrap();
+            if n.is_multiple_of(1000) {
+                // It may be away while it is looked at, and must come back.
+                let back = (0..2000).any(|_| {
+                    std::thread::sleep(Duration::from_micros(50));
+                    fs::read_to_string(&path).is_ok_and(|found| found == n.to_string())
+                });
+                assert!(back, "{n} was removed");
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}

@@ -36,6 +36,7 @@ fn perform(files: &mut Snapshot, actions: &[Action]) {
     for action in actions {
         match action {
             Action::Write { name, text, permissions }
+            | Action::Create { name, text, permissions }
             | Action::Replace { name, text, permissions, .. } => {
                 let (content, link, folder) = (Ok(text.clone()), false, None);
                 let owner = permissions.owner.unwrap_or_default();

@@ -125,13 +125,18 @@ fn the_primary_is_found_and_copied_into_our_own_file() {
 
 #[test]
 fn a_configuration_that_stands_alone() {
-    for (conf_name, file) in
-        [(None, "YYY-istio-cni.conf"), (Some("my-istio-cni.conf"), "my-istio-cni.conf")]
-    {
+    for (conf_name, file) in [
+        (None, "YYY-istio-cni.conf"),
+        (Some("my-istio-cni.conf"), "my-istio-cni.conf"),
+        (Some("no-extension"), "no-extension"),
+    ] {
         let mut node = Node::new(Mode::Standalone);
         node.settings.conf_name = conf_name.map(str::to_owned);
         node.write("10-net.conflist", LIST);
         node.install();
+        let stamp = node.stamp(file);
+        node.install();
+        assert_eq!(node.stamp(file), stamp, "written once");
         assert_eq!(types(&node.read(file)), ["istio-cni"]);
         assert_eq!(node.read("10-net.conflist"), LIST);
         remove(&node.settings);
@@ -467,4 +472,29 @@ fn a_converted_configuration_that_its_owner_writes_again_is_converted_again() {
     });
     assert_eq!(node.read("10-net.conf"), again);
     assert_eq!(node.chain(), ["t", "istio-cni"]);
+}
+
+/// A removal beside a running installer that writes all the time: whoever writes
+/// last, nothing of ours is left.
+#[test]
+fn a_removal_wins_over_an_installer_that_is_writing() {
+    for round in 0..40 {
+        let node = Node::owned();
+        node.write("10-net.conflist", LIST);
+        let running = settled(&node);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..20 {
+                    node.write("10-net.conflist", &LIST.replace("main", &format!("main{n}")));
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            });
+            std::thread::sleep(Duration::from_micros(150 * round));
+            assert!(remove(&node.settings).errors.is_empty());
+        });
+        running.wait_unready();
+        drop(running);
+        assert_eq!(node.names(), ["10-net.conflist"], "round {round}");
+        assert!(!node.read("10-net.conflist").contains("istio-cni"));
+    }
 }

@@ -91,26 +91,21 @@ impl Writer<'_> {
     }
 }
 
-/// What is wrong with what a runtime would load now; `None` when nothing is.
-fn wrong(node: &Node, versions: &Mutex<Vec<(u64, Instant)>>) -> Option<String> {
-    // Taken before the look: what was older than this then had to be there.
+/// How old the version is that a runtime would load now, counted from when the
+/// next one was there whole; or what is wrong with the chain.
+fn age(node: &Node, versions: &Mutex<Vec<(u64, Instant)>>) -> Result<Duration, String> {
+    // Taken before the look.
     let now = Instant::now();
-    let must = {
-        let versions = versions.lock().unwrap();
-        let old = |at: &Instant| now.saturating_duration_since(*at) > STALE + SLACK;
-        versions.iter().rev().find(|(_, at)| old(at)).map_or(0, |(version, _)| *version)
-    };
-    let loaded = match node.loaded() {
-        Ok(loaded) => loaded,
-        Err(error) => return Some(error),
-    };
+    let loaded = node.loaded()?;
     let plugins = loaded["plugins"].as_array().cloned().unwrap_or_default();
     let types: Vec<_> = plugins.iter().filter_map(|plugin| plugin["type"].as_str()).collect();
     if types != ["main", "istio-cni"] {
-        return Some(format!("the chain is {types:?}"));
+        return Err(format!("the chain is {types:?}"));
     }
-    let version = plugins[0]["version"].as_u64().unwrap_or_default();
-    (version < must).then(|| format!("version {version} is loaded, {must} was there long before"))
+    let version = plugins[0]["version"].as_u64().ok_or("no version")?;
+    let versions = versions.lock().unwrap();
+    let next = versions.iter().rev().take_while(|(other, _)| *other > version).last();
+    Ok(next.map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(*at)))
 }
 
 /// With our own file the chain has us at every moment.
@@ -126,14 +121,13 @@ fn our_own_file_survives_a_storm() {
     let looks = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let checker = scope.spawn(|| {
+            let mut oldest = Duration::ZERO;
             while !done.load(Ordering::Relaxed) {
-                if let Some(wrong) = wrong(&node, &versions) {
-                    return Some(wrong);
-                }
+                oldest = oldest.max(age(&node, &versions)?);
                 looks.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_micros(500));
             }
-            None
+            Ok::<_, String>(oldest)
         });
         let mut writer =
             Writer { node: &node, random: 88_172_645_463_325_252, version: 0, versions: &versions };
@@ -151,7 +145,9 @@ fn our_own_file_survives_a_storm() {
         });
         assert!(end.elapsed() < STALE + SLACK, "{:?}", end.elapsed());
         done.store(true, Ordering::Relaxed);
-        assert_eq!(checker.join().unwrap(), None);
+        let oldest = checker.join().unwrap().unwrap();
+        println!("{CHANGES} changes, {looks:?} looks, at most {oldest:?} behind");
+        assert!(oldest < STALE + SLACK, "{oldest:?} behind");
         assert_eq!(node.read("10-net.conflist"), list(last), "the primary is never written");
     });
     assert!(looks.load(Ordering::Relaxed) > CHANGES, "{looks:?} looks");
