@@ -133,7 +133,14 @@ fn limit(name: &str) -> Option<&'static str> {
         "add/sidecar/nftables/32-at-once" => "p99 60",
         "rules/nftables" => "1",
         "agent/size" => "10000000",
-        "agent/memory/110-pods" => "15360",
+        "agent/memory/110-pods"
+        | "agent/memory/110+1000-streamed"
+        | "agent/memory/110+1000-listed" => "15360",
+        "agent/memory/500+5000-streamed" | "agent/memory/500+5000-listed" => "25600",
+        "agent/requests-for-20-adds/110+1000-streamed"
+        | "agent/requests-for-20-adds/110+1000-listed"
+        | "agent/requests-for-20-adds/500+5000-streamed"
+        | "agent/requests-for-20-adds/500+5000-listed" => "0",
         _ => return None,
     })
 }

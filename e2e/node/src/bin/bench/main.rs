@@ -3,6 +3,7 @@
 
 mod add;
 mod figure;
+mod kubernetes;
 mod memory;
 mod node;
 mod rules;
@@ -69,7 +70,8 @@ fn main() -> Result<()> {
     show(start::figures(dist, &options.nothing, *rounds)?)?;
     show(rules::figures(&options.rules, *rounds)?)?;
     show(add::figures(dist, &Scratch::create()?, *rounds)?)?;
-    show(memory::figures(dist, &Scratch::create()?)?)
+    show(memory::figures(dist, &Scratch::create()?)?)?;
+    show(kubernetes::figures(dist, &Scratch::create()?)?)
 }
 
 /// Size of a file in bytes.

@@ -36,7 +36,8 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>
     Ok(figures)
 }
 
-fn resident(agent: &Agent, when: &str) -> Result<Vec<Figure>> {
+/// Resident memory of an agent.
+pub(crate) fn resident(agent: &Agent, when: &str) -> Result<Vec<Figure>> {
     let file = format!("/proc/{}/smaps_rollup", agent.pid());
     let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
     let value = |key: &str| {

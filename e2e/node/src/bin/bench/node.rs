@@ -121,6 +121,23 @@ impl Agent {
         Ok(Self { running, directories, plugin: programs.plugin.clone() })
     }
 
+    /// Starts it on a node, with pods from an API server.
+    pub(crate) fn follow(
+        programs: &Programs,
+        node: &Namespace,
+        name: &str,
+        api: &str,
+    ) -> Result<Self> {
+        let directories = Directories::create(node.scratch(), name)?;
+        let running = agent::Agent::follow(programs, node, &directories, api, &[])?;
+        Ok(Self { running, directories, plugin: programs.plugin.clone() })
+    }
+
+    /// What it logged.
+    pub(crate) fn log(&self) -> String {
+        self.running.log()
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.running.pid()
