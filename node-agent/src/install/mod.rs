@@ -35,6 +35,7 @@
 //!   new files; and, without CAP_CHOWN, a file's owner other than the agent.
 
 mod action;
+mod attachment;
 mod binary;
 mod candidate;
 mod conflist;
@@ -51,6 +52,7 @@ mod run;
 mod select;
 mod watch;
 
+pub(crate) use attachment::{BinaryFate, remove_binary};
 pub(crate) use entry::PluginEntry;
 pub(crate) use removal::{REMOVED, remove};
 pub(crate) use run::Installer;

@@ -26,8 +26,7 @@ const LOOKS: usize = 10;
 pub(crate) struct Removal {
     /// Files of the net directory that were restored or removed.
     pub(crate) changed: Vec<String>,
-    /// The plugin's binary. It stays: sandboxes that were made with it are taken
-    /// down with it, and a runtime that cannot find it keeps them for ever.
+    /// The plugin's binary, which stays: see [`super::remove_binary`].
     pub(crate) binary: Option<PathBuf>,
     /// What could not be done.
     pub(crate) errors: Vec<InstallError>,
@@ -59,6 +58,7 @@ pub(super) fn take_out(settings: &Settings, removal: &mut Removal) {
             Err(error) => return removal.errors.push(error.into()),
         }
     }
+    removal.errors.push(InstallError::Restless);
 }
 
 /// One look; false when a file changed since.
@@ -79,8 +79,15 @@ fn look_and_take_out(settings: &Settings, removal: &mut Removal) -> Result<bool,
             }
         };
         match directory::perform(&settings.net_dir, &action) {
-            Ok(done) => complete &= done,
-            Err(error) => removal.errors.push(error.into()),
+            Ok(true) => {}
+            Ok(false) => {
+                complete = false;
+                continue;
+            }
+            Err(error) => {
+                removal.errors.push(error.into());
+                continue;
+            }
         }
         let name = action.name();
         if !removal.changed.iter().any(|changed| changed == name) {

@@ -39,6 +39,11 @@ pub(crate) enum InstallError {
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Others write it faster than it can be restored.
+    #[error(
+        "the CNI configuration changes all the time, and still has istio-cni in it: stop what writes it, and repeat"
+    )]
+    Restless,
     /// The binary could be neither installed nor found, so that no chain may name it.
     #[error("{0} is not installed, so that no CNI configuration may name it")]
     NoBinary(&'static str),
@@ -343,7 +348,9 @@ impl Progress {
         publish(ready, false, &reason);
         on_event(match error {
             InstallError::Copy(_) | InstallError::NoBinary(_) => InstallEvent::CopyFailed(reason),
-            InstallError::Plan(_) | InstallError::File(_) => InstallEvent::ConfigFailed(reason),
+            InstallError::Plan(_) | InstallError::File(_) | InstallError::Restless => {
+                InstallEvent::ConfigFailed(reason)
+            }
         });
         let delay = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
         self.failures = self.failures.saturating_add(1);

@@ -5,7 +5,7 @@ mod faults;
 mod node;
 mod storm;
 
-pub(super) use node::entry;
+pub(super) use node::{Node, entry};
 
 use super::*;
 

@@ -89,6 +89,30 @@ fn a_broken_primary_is_not_left() {
     }
 }
 
+/// multus makes its file from the one that comes first, which is ours by then: ours
+/// must not grow with it.
+#[test]
+fn a_primary_that_comes_to_hold_us_is_not_followed_further() {
+    let multus = |inside: &str| {
+        format!(
+            r#"{{"cniVersion":"0.3.1","name":"multus","type":"multus","delegates":[{inside}]}}"#
+        )
+    };
+    let calico = list("calico", "calico");
+    let mut now = files(&[("00-multus.conf", &multus(&calico)), ("10-calico.conflist", &calico)]);
+    let want = want(owned_mode());
+    let first = plan(&now, &want, &Memory::default()).unwrap();
+    perform(&mut now, &first.actions);
+    let ours = now["00-istio-cni.conflist"].clone();
+    let holds_ours = multus(ours.content.as_ref().unwrap());
+    now.get_mut("00-multus.conf").unwrap().content = Ok(holds_ours);
+    for known in [first.known, None] {
+        let then = plan(&now, &want, &Memory { known, ..Memory::default() }).unwrap();
+        assert!(then.actions.is_empty(), "{:?}", then.actions);
+        assert!(matches!(then.state, State::Kept(_)));
+    }
+}
+
 #[test]
 fn a_marker_names_no_file_elsewhere() {
     for evil in ["../../root/x.conf", "/etc/x.conf", "x.sh", "10-a.conflist"] {

@@ -19,7 +19,7 @@ pub(in crate::install) fn entry() -> PluginEntry {
 
 pub(in crate::install) struct Node {
     pub(super) dir: tempfile::TempDir,
-    pub(super) settings: Settings,
+    pub(in crate::install) settings: Settings,
     pub(super) entry: PluginEntry,
 }
 
