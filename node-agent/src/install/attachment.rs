@@ -88,7 +88,7 @@ fn decode(text: &str) -> Vec<u8> {
 mod tests {
     use super::super::tests::Node;
     use super::*;
-    use crate::install::Mode;
+    use crate::install::{BinaryFate, Mode, remove_binary};
 
     /// `{"plugins":[{"type":"main"},{"type":"istio-cni"}]}` and the same without us.
     const WITH: &str = "eyJwbHVnaW5zIjpbeyJ0eXBlIjoibWFpbiJ9LHsidHlwZSI6ImlzdGlvLWNuaSJ9XX0=";
