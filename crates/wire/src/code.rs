@@ -38,7 +38,7 @@ pub const INVALID_NETNS: u32 = 105;
 pub const RULES_NOT_PROGRAMMED: u32 = 106;
 /// The rules are in, but a connection through them did not arrive at the proxy.
 pub const CAPTURE_NOT_PROVED: u32 = 107;
-/// The record of the sandbox could not be written.
+/// The record of the sandbox, or of a pod that passes without the agent, could not be written.
 pub const RECORD_NOT_WRITTEN: u32 = 108;
 /// The pod is to be captured in a way that this agent cannot (ambient).
 pub const CAPTURE_UNSUPPORTED: u32 = 109;

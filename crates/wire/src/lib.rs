@@ -1,6 +1,7 @@
 //! What crosses a process: the container runtime's CNI JSON ([`cni`]), the
-//! plugin's requests to the agent of its node ([`request`], [`http`]) and the
-//! error codes that both sides and the operator know ([`code`]).
+//! plugin's requests to the agent of its node ([`request`], [`http`]), what the
+//! two leave for each other in the run directory ([`snapshot`], [`passed`]) and
+//! the error codes that both sides and the operator know ([`code`]).
 //!
 //! Bytes go in, values come out. Nothing here opens, reads or waits.
 
@@ -9,4 +10,6 @@
 pub mod cni;
 pub mod code;
 pub mod http;
+pub mod passed;
 pub mod request;
+pub mod snapshot;

@@ -12,6 +12,7 @@
 //! body. Unknown fields are ignored in both directions, so that plugin and
 //! agent may be of different versions during an upgrade.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,14 @@ pub struct Extension {
     /// Milliseconds until the plugin gives up, counted from when it wrote this; 0 = not said.
     #[serde(rename = "DeadlineMs", default)]
     pub deadline_ms: u64,
+    /// Those of the pod's annotations that are the mesh's, as the runtime said
+    /// them; `None` where it said none at all.
+    #[serde(rename = "PodAnnotations", default, skip_serializing_if = "Option::is_none")]
+    pub pod_annotations: Option<BTreeMap<String, String>>,
+    /// The pod's cgroup as the runtime said it, below the hierarchy's root; empty
+    /// where it said none.
+    #[serde(rename = "CgroupPath", default, skip_serializing_if = "String::is_empty")]
+    pub cgroup_path: String,
 }
 
 /// One address of prevResult, with Go's field names and Go's encodings.

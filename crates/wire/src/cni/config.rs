@@ -1,5 +1,6 @@
 //! The network configuration on stdin.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -31,6 +32,8 @@ pub struct Config<'a> {
     prev_result: Option<&'a RawValue>,
     #[serde(rename = "cni.dev/valid-attachments", borrow, default)]
     valid_attachments: Option<&'a RawValue>,
+    #[serde(rename = "runtimeConfig", borrow, default)]
+    runtime_config: Option<&'a RawValue>,
     #[serde(default)]
     plugin_log_level: Option<String>,
     #[serde(default)]
@@ -133,6 +136,24 @@ impl<'a> Config<'a> {
         })
     }
 
+    /// What the runtime says about the pod because our entry asks for it by
+    /// `capabilities`. What cannot be read is as if it had not been said: a hint
+    /// must not break a pod.
+    #[must_use]
+    pub fn hints(&self) -> Hints {
+        let Some(raw) = self.runtime_config else { return Hints::default() };
+        let said: RuntimeConfig = serde_json::from_str(raw.get()).unwrap_or_default();
+        let said_any = said.annotations.as_ref().is_some_and(|all| !all.is_empty());
+        let of_the_mesh = |mut all: BTreeMap<String, String>| {
+            all.retain(|key, _| key.contains(MESH_DOMAIN));
+            all
+        };
+        Hints {
+            annotations: said.annotations.filter(|_| said_any).map(of_the_mesh),
+            cgroup_path: said.cgroup_path.unwrap_or_default(),
+        }
+    }
+
     /// What is worth a line on stderr; unknown words mean the default, info,
     /// because a level is no reason to keep pods from starting.
     #[must_use]
@@ -174,6 +195,31 @@ impl<'a> Config<'a> {
     pub const fn default_timeout() -> Duration {
         DEFAULT_TIMEOUT
     }
+}
+
+/// In the keys of all annotations that the mesh reads. The others of a pod may be
+/// large, or secret, and are nobody's business here.
+const MESH_DOMAIN: &str = "istio.io/";
+
+/// `runtimeConfig`, as far as we asked for it.
+#[derive(Debug, Default, Deserialize)]
+struct RuntimeConfig {
+    #[serde(rename = "io.kubernetes.cri.pod-annotations", default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(rename = "cgroupPath", default)]
+    cgroup_path: Option<String>,
+}
+
+/// What the runtime knows of the pod besides its name. Hints, not facts: they are
+/// compared with the pod when it is seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// The mesh's annotations among the pod's. `None` where the runtime did not
+    /// say any annotation: kubelet puts some of its own on each pod, so an empty
+    /// list means a runtime that does not know, not a pod that has none.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// The pod's cgroup; empty when not said.
+    pub cgroup_path: String,
 }
 
 /// `plugin_log_level`, the chattiest last.

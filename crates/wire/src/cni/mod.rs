@@ -9,7 +9,7 @@ mod result;
 mod version;
 
 pub use args::Args;
-pub use config::{Config, LogLevel, MAX_STDIN};
+pub use config::{Config, Hints, LogLevel, MAX_STDIN};
 pub use environment::{Command, Environment};
 pub use error::Error;
 pub use result::PrevResult;

@@ -232,3 +232,35 @@ fn look_at(stdin: &[u8]) {
     let _ = config.valid_attachments();
     let _ = (config.log_level(), config.timeout(), config.run_dir().len());
 }
+
+#[test]
+fn hints_are_what_the_runtime_said_and_never_an_error() {
+    let hints = |json: &str| {
+        let text = format!("{{\"runtimeConfig\":{json}}}");
+        Config::parse(text.as_bytes()).unwrap().hints()
+    };
+    let key = "io.kubernetes.cri.pod-annotations";
+    let said = hints(&format!(
+        r#"{{"{key}":{{"sidecar.istio.io/status":"{{}}","kubernetes.io/config.seen":"x"}},"cgroupPath":"/kubepods/p"}}"#
+    ));
+    assert_eq!(
+        said.annotations.unwrap().into_keys().collect::<Vec<_>>(),
+        ["sidecar.istio.io/status"]
+    );
+    assert_eq!(said.cgroup_path, "/kubepods/p");
+    let said = hints(&format!(r#"{{"{key}":{{"kubernetes.io/config.seen":"x"}}}}"#));
+    assert_eq!(said.annotations, Some(BTreeMap::new()), "said, and nothing of the mesh's");
+    for unsaid in [
+        "null".to_owned(),
+        "{}".to_owned(),
+        "7".to_owned(),
+        r#"{"cgroupPath":null}"#.to_owned(),
+        format!(r#"{{"{key}":null}}"#),
+        format!(r#"{{"{key}":{{}}}}"#),
+        format!(r#"{{"{key}":["a"]}}"#),
+        format!(r#"{{"{key}":{{"a":1}}}}"#),
+    ] {
+        assert_eq!(hints(&unsaid), Hints::default(), "{unsaid}");
+    }
+    assert_eq!(Config::parse(b"{}").unwrap().hints(), Hints::default());
+}

@@ -48,6 +48,8 @@ fn a_request_of_ours_is_a_superset_of_istios() {
             if_name: "eth0".into(),
             pod_uid: String::new(),
             deadline_ms: 4500,
+            pod_annotations: Some([("sidecar.istio.io/status".to_owned(), "{}".to_owned())].into()),
+            cgroup_path: "/kubepods/pod1".into(),
         }),
     };
     assert_eq!(
@@ -55,7 +57,8 @@ fn a_request_of_ours_is_a_superset_of_istios() {
         concat!(
             r#"{"Netns":"/n","PodName":"p","PodNamespace":"ns","#,
             r#""IPs":[{"Interface":0,"Address":{"IP":"10.0.0.5","Mask":"////AA=="},"Gateway":""}],"#,
-            r#""Sluice":{"Version":1,"ContainerID":"c","IfName":"eth0","PodUID":"","DeadlineMs":4500}}"#
+            r#""Sluice":{"Version":1,"ContainerID":"c","IfName":"eth0","PodUID":"","DeadlineMs":4500,"#,
+            r#""PodAnnotations":{"sidecar.istio.io/status":"{}"},"CgroupPath":"/kubepods/pod1"}}"#
         )
     );
 }
