@@ -4,6 +4,7 @@
 mod socket;
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use serde::Serialize;
 use wire::cni::{Config, Error};
@@ -11,12 +12,16 @@ use wire::code;
 use wire::http;
 use wire::request::{Answer, Endpoint, Extension, MAX_BODY, PROTOCOL_VERSION, SOCKET_NAME};
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Patience};
 use socket::Socket;
 
 /// Bytes of an agent's text that are passed on: an event of Kubernetes has
 /// room for 1024, a log for more.
 const MAX_TEXT: usize = 4096;
+
+/// How long an agent that accepts and does not answer is waited for by who can do
+/// without it. A working one answers within some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why there is no decision.
 #[derive(Debug)]
@@ -28,6 +33,17 @@ pub(crate) enum AskError {
 }
 
 impl AskError {
+    /// Nobody judged the pod: the agent is away, stuck, or has no time for it. What
+    /// is wrong with the request itself stays so.
+    pub(crate) fn leaves_open(&self) -> bool {
+        match self {
+            Self::Unanswered(error) => error.code != code::INVALID_NETWORK_CONFIG,
+            Self::Refused(error) => {
+                matches!(error.code, code::AGENT_TIMED_OUT | code::AGENT_OVERLOADED)
+            }
+        }
+    }
+
     /// The error to print, whoever made it.
     pub(crate) fn into_error(self) -> Error {
         match self {
@@ -71,7 +87,8 @@ impl Agent {
         }
     }
 
-    /// Asks, with the namespace's descriptor when there is one.
+    /// Asks, with the namespace's descriptor when there is one. A caller that can
+    /// do without an answer waits for a second at most.
     ///
     /// # Errors
     /// [`AskError`], with one of the codes 100, 101 and 102 when unanswered.
@@ -80,6 +97,7 @@ impl Agent {
         endpoint: Endpoint,
         body: &impl Serialize,
         netns: Option<BorrowedFd<'_>>,
+        can_do_without: &dyn Fn() -> bool,
     ) -> Result<Answer, AskError> {
         let body = serde_json::to_vec(body).unwrap_or_default();
         if body.len() > MAX_BODY {
@@ -92,8 +110,10 @@ impl Agent {
                 "prevResult or cni.dev/valid-attachments is far larger than any real one; check the runtime",
             )));
         }
-        let bytes =
-            self.exchange(&http::request(endpoint, &body), netns).map_err(AskError::Unanswered)?;
+        let patience = Patience::new(self.deadline, PATIENCE, can_do_without);
+        let bytes = self
+            .exchange(&http::request(endpoint, &body), netns, &patience)
+            .map_err(AskError::Unanswered)?;
         // `exchange` ends with a complete answer, so this parses it once more
         // instead of carrying offsets about.
         match http::response(&bytes, true) {
@@ -103,8 +123,13 @@ impl Agent {
         }
     }
 
-    fn exchange(&self, request: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<Vec<u8>, Error> {
-        let socket = Socket::connect(&self.path, self.deadline).map_err(|e| self.explain(e))?;
+    fn exchange(
+        &self,
+        request: &[u8],
+        netns: Option<BorrowedFd<'_>>,
+        patience: &Patience<'_>,
+    ) -> Result<Vec<u8>, Error> {
+        let socket = Socket::connect(&self.path, patience).map_err(|e| self.explain(e))?;
         // An agent that is overloaded answers before it has read everything
         // and closes, so a failed write still leaves an answer to read.
         let written = socket.write(request, netns);

@@ -1,5 +1,6 @@
 //! The six commands. Each returns what is to be printed on stdout.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -7,11 +8,15 @@ use wire::cni::{
     Args, Command, Config, Environment, Error, LogLevel, PrevResult, Version, version_reply,
 };
 use wire::code;
-use wire::request::{Decision, Endpoint, Extension, GcRequest, PodRequest, StatusRequest};
+use wire::request::{
+    Answer, Decision, Endpoint, Extension, GcRequest, IpConfig, PodRequest, StatusRequest,
+};
 
+use crate::absent::Absent;
 use crate::agent::{Agent, AskError};
 use crate::deadline::Deadline;
 use crate::report::Report;
+use crate::run_dir::RunDir;
 use crate::{decision, invocation, netns};
 
 /// DEL is told to the agent for its records alone, so it waits for little.
@@ -45,11 +50,16 @@ pub(crate) fn run(word: &str, deadline: Deadline, report: &mut Report) -> Result
     let version = config.check(command)?;
     report.agreed(version);
     let deadline = deadline.with_length(config.timeout());
+    let leaving = is_being_removed(&config);
     match command {
+        Command::Check | Command::Status | Command::Gc if leaving => {
+            report.outcome(LogLevel::Debug, "nothing to do", LEAVING);
+            Ok(Vec::new())
+        }
         Command::Check => check(&config, &environment, deadline, report),
         Command::Status => status(&config, deadline, report),
         Command::Gc => gc(&config, deadline, report),
-        _ => add(&config, version, &environment, deadline, report),
+        _ => add(&config, version, &environment, deadline, leaving, report),
     }
 }
 
@@ -59,11 +69,20 @@ fn version(deadline: Deadline) -> Vec<u8> {
     version_reply(config.as_ref().and_then(Config::cni_version)).into_bytes()
 }
 
+const LEAVING: &str = "the mesh is being taken off this node";
+
+/// The agent's directory says that there is no mesh on this node any more: a
+/// runtime may still hold a chain with this plugin in it.
+fn is_being_removed(config: &Config<'_>) -> bool {
+    RunDir::open(config.run_dir()).is_ok_and(|directory| directory.is_being_removed())
+}
+
 fn add(
     config: &Config<'_>,
     version: Version,
     environment: &Environment,
     deadline: Deadline,
+    leaving: bool,
     report: &mut Report,
 ) -> Result<Vec<u8>, Error> {
     // Before anything is decided: a chain whose result is lost breaks a pod
@@ -71,18 +90,28 @@ fn add(
     let prev_result = config.prev_result()?;
     let args = Args::parse(&environment.args)?;
     describe(report, environment, &args);
-    if let Some(why) = decision::without_agent(config, &args) {
+    if leaving {
+        report.outcome(LogLevel::Info, "passed through", LEAVING);
+    } else if let Some(why) = decision::without_agent(config, &args) {
         report.outcome(LogLevel::Debug, "passed through", why.reason());
     } else {
-        let answer =
-            ask_about_pod(Endpoint::Add, config, environment, &args, prev_result, deadline)?;
-        let msg = match answer.decision {
-            Decision::Sidecar => "captured for its sidecar",
-            Decision::Ambient => "captured for ztunnel",
-            Decision::Skip => "not of the mesh",
-            Decision::Done => return Err(undecided()),
-        };
-        report.outcome(LogLevel::Info, msg, &answer.reason);
+        let question = Question::new(config, environment, &args, prev_result)?;
+        match question.ask(Endpoint::Add, deadline) {
+            Ok(answer) => {
+                let msg = match answer.decision {
+                    Decision::Sidecar => "captured for its sidecar",
+                    Decision::Ambient => "captured for ztunnel",
+                    Decision::Skip => "not of the mesh",
+                    Decision::Done => return Err(undecided()),
+                };
+                report.outcome(LogLevel::Info, msg, &answer.reason);
+            }
+            Err(e) if e.leaves_open() => {
+                let why = question.absent.pass(environment, &question.netns, e.into_error())?;
+                report.outcome(LogLevel::Warn, "passed without the agent", &why);
+            }
+            Err(e) => return Err(e.into_error()),
+        }
     }
     Ok(prev_result.map_or_else(
         || PrevResult::empty(version).into_bytes(),
@@ -113,24 +142,51 @@ fn check(
         report.outcome(LogLevel::Debug, "nothing to check", why.reason());
         return Ok(Vec::new());
     }
-    let answer = ask_about_pod(Endpoint::Check, config, environment, &args, prev_result, deadline)?;
-    report.outcome(LogLevel::Debug, "as it must be", &answer.reason);
+    let question = Question::new(config, environment, &args, prev_result)?;
+    match question.ask(Endpoint::Check, deadline) {
+        Ok(answer) => report.outcome(LogLevel::Debug, "as it must be", &answer.reason),
+        Err(e) if e.leaves_open() && question.absent.is_outside() => {
+            report.outcome(LogLevel::Debug, "nothing to check", "the pod is outside of the mesh");
+        }
+        Err(e) => return Err(e.into_error()),
+    }
     Ok(Vec::new())
 }
 
-fn ask_about_pod(
-    endpoint: Endpoint,
-    config: &Config<'_>,
-    environment: &Environment,
-    args: &Args,
-    prev_result: Option<PrevResult<'_>>,
-    deadline: Deadline,
-) -> Result<wire::request::Answer, Error> {
-    let ips = prev_result.map(|result| result.addresses()).transpose()?;
-    let netns = netns::open(&environment.netns, environment.netns_override)?;
-    let agent = Agent::new(config, deadline);
-    let request = PodRequest { ips, ..pod_request(&agent, environment, args) };
-    agent.ask(endpoint, &request, Some(netns.as_fd())).map_err(AskError::into_error)
+/// A question to the agent about a pod.
+struct Question<'a> {
+    config: &'a Config<'a>,
+    environment: &'a Environment,
+    args: &'a Args,
+    ips: Option<Vec<IpConfig>>,
+    netns: File,
+    /// What becomes of the pod when nobody answers.
+    absent: Absent<'a>,
+}
+
+impl<'a> Question<'a> {
+    fn new(
+        config: &'a Config<'a>,
+        environment: &'a Environment,
+        args: &'a Args,
+        prev_result: Option<PrevResult<'_>>,
+    ) -> Result<Self, Error> {
+        let ips = prev_result.map(|result| result.addresses()).transpose()?;
+        let netns = netns::open(&environment.netns, environment.netns_override)?;
+        Ok(Self { config, environment, args, ips, netns, absent: Absent::new(config, args) })
+    }
+
+    fn ask(&self, endpoint: Endpoint, deadline: Deadline) -> Result<Answer, AskError> {
+        let agent = Agent::new(self.config, deadline);
+        let mut request = pod_request(&agent, self.environment, self.args);
+        request.ips.clone_from(&self.ips);
+        if let Some(sluice) = &mut request.sluice {
+            let hints = self.absent.hints();
+            sluice.pod_annotations.clone_from(&hints.annotations);
+            sluice.cgroup_path.clone_from(&hints.cgroup_path);
+        }
+        agent.ask(endpoint, &request, Some(self.netns.as_fd()), &|| self.absent.is_outside())
+    }
 }
 
 fn pod_request(agent: &Agent, environment: &Environment, args: &Args) -> PodRequest {
@@ -158,9 +214,17 @@ fn del(deadline: Deadline, report: &mut Report) -> Result<(), Error> {
     // and a pod whose arguments are broken still has its sandbox's id.
     let args = Args::parse(&environment.args).unwrap_or_default();
     describe(report, &environment, &args);
+    if let Ok(run_dir) = RunDir::open(config.run_dir()) {
+        run_dir.forget(&environment.container_id);
+        if run_dir.is_being_removed() {
+            report.outcome(LogLevel::Debug, "nothing to do", LEAVING);
+            return Ok(());
+        }
+    }
     let agent = Agent::new(&config, deadline.with_length(config.timeout()).or_after(DEL_PATIENCE));
     let request = pod_request(&agent, &environment, &args);
-    let answer = agent.ask(Endpoint::Del, &request, None).map_err(AskError::into_error)?;
+    let answer =
+        agent.ask(Endpoint::Del, &request, None, &|| false).map_err(AskError::into_error)?;
     report.outcome(LogLevel::Debug, "the agent forgot the sandbox", &answer.reason);
     Ok(())
 }
@@ -168,7 +232,7 @@ fn del(deadline: Deadline, report: &mut Report) -> Result<(), Error> {
 fn status(config: &Config<'_>, deadline: Deadline, report: &mut Report) -> Result<Vec<u8>, Error> {
     let agent = Agent::new(config, deadline);
     let request = StatusRequest { sluice: agent.extension() };
-    let answer = agent.ask(Endpoint::Status, &request, None).map_err(|e| match e {
+    let answer = agent.ask(Endpoint::Status, &request, None, &|| false).map_err(|e| match e {
         // The runtime knows 50; the cause stays in the text.
         AskError::Unanswered(error) => Error { code: code::NOT_AVAILABLE, ..error },
         AskError::Refused(error) => error,
@@ -185,7 +249,7 @@ fn gc(config: &Config<'_>, deadline: Deadline, report: &mut Report) -> Result<Ve
     let attachments = config.valid_attachments()?;
     let agent = Agent::new(config, deadline);
     let request = GcRequest { sluice: agent.extension(), attachments };
-    match agent.ask(Endpoint::Gc, &request, None) {
+    match agent.ask(Endpoint::Gc, &request, None, &|| false) {
         Ok(answer) => report.outcome(LogLevel::Info, "cleaned up", &answer.reason),
         Err(AskError::Unanswered(error)) if error.code == code::AGENT_UNREACHABLE => {
             report.tolerated(&error)

@@ -2,12 +2,11 @@
 //! whatever the agent thinks, and the agent's own, which could never start if
 //! it had to ask itself (Istio's plugin passes the same ones).
 //!
-//! Pods outside the mesh that need facts of their namespace are the agent's to
-//! decide; what it knows of them for times when it is down would be read here.
+//! Whoever else is outside the mesh is the agent's to decide; for times when it is
+//! away, see [`crate::absent`].
 
 use wire::cni::{Args, Config};
-
-const AGENT_POD_PREFIX: &str = "istio-cni-node-";
+use wire::snapshot::AGENT_POD_PREFIX;
 
 /// Why a pod passes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

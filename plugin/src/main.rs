@@ -3,11 +3,14 @@
 //! It starts, does one thing within one deadline and ends: synchronous, no
 //! thread, no TCP socket, no other program, no Kubernetes, no policy. Pods that
 //! are plainly none of the mesh's business pass through; for every other pod it
-//! opens the network namespace and asks the agent of the node.
+//! opens the network namespace and asks the agent of the node. While nobody
+//! answers, a pod passes that is certain to be outside the mesh by what the agent
+//! left in its run directory, and that is written down there.
 //!
 //! stdout is the runtime's: a result, or an error object with exit status 1
 //! (a panic's too). stderr is for people: one JSON line an invocation.
 
+mod absent;
 mod agent;
 mod command;
 mod deadline;
@@ -17,6 +20,7 @@ mod netns;
 mod output;
 mod panic;
 mod report;
+mod run_dir;
 
 use std::process::ExitCode;
 

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use wire::http::{self, ResponseError};
 
-use crate::deadline::Deadline;
+use crate::deadline::Patience;
 
 /// What can go wrong on the way.
 #[derive(Debug)]
@@ -32,15 +32,15 @@ pub(super) enum Error {
 }
 
 /// A connection to a peer that may be asked.
-pub(super) struct Socket {
+pub(super) struct Socket<'a> {
     fd: OwnedFd,
-    deadline: Deadline,
+    patience: &'a Patience<'a>,
 }
 
-impl Socket {
+impl<'a> Socket<'a> {
     /// Connects, and looks who listens: whoever else could answer "not of the
     /// mesh" for a pod that has to be captured.
-    pub(super) fn connect(path: &str, deadline: Deadline) -> Result<Self, Error> {
+    pub(super) fn connect(path: &str, patience: &'a Patience<'a>) -> Result<Self, Error> {
         let address = UnixAddr::new(path).map_err(|_| Error::Path(path.len()))?;
         let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|e| Error::Io("socket", e))?;
@@ -48,7 +48,7 @@ impl Socket {
             // Not O_NONBLOCK with poll: on a unix socket a full backlog is then
             // EAGAIN at once and nothing to poll for. A blocking connect waits
             // for as long as SO_SNDTIMEO says (unix_stream_connect).
-            let left = deadline.remaining().ok_or(Error::TimedOut("accept the connection"))?;
+            let left = patience.remaining().ok_or(Error::TimedOut("accept the connection"))?;
             // Zero would mean forever.
             let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
             setsockopt(&fd, sockopt::SendTimeout, &TimeVal::microseconds(micros))
@@ -64,7 +64,7 @@ impl Socket {
         if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
             return Err(Error::Stranger(peer.uid()));
         }
-        Ok(Self { fd, deadline })
+        Ok(Self { fd, patience })
     }
 
     /// Writes everything; `passed` travels with the first byte.
@@ -84,7 +84,7 @@ impl Socket {
                     control = &[];
                     // A peer that reads a byte at a time keeps this loop
                     // writable for ever.
-                    self.deadline.remaining().ok_or(Error::TimedOut(READ_REQUEST))?;
+                    self.patience.remaining().ok_or(Error::TimedOut(READ_REQUEST))?;
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, READ_REQUEST)?,
@@ -115,11 +115,14 @@ impl Socket {
     }
 
     fn wait(&self, what: PollFlags, stage: &'static str) -> Result<(), Error> {
-        let timeout = self.deadline.timeout().ok_or(Error::TimedOut(stage))?;
-        match ppoll(&mut [PollFd::new(self.fd.as_fd(), what)], Some(timeout), None) {
-            Ok(0) => Err(Error::TimedOut(stage)),
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(e) => Err(Error::Io("poll", e)),
+        loop {
+            let timeout = self.patience.timeout().ok_or(Error::TimedOut(stage))?;
+            match ppoll(&mut [PollFd::new(self.fd.as_fd(), what)], Some(timeout), None) {
+                // Not the end yet, perhaps: the patience knows.
+                Ok(0) => {}
+                Ok(_) | Err(Errno::EINTR) => return Ok(()),
+                Err(e) => return Err(Error::Io("poll", e)),
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "all of this crate is tests")]
 
+mod absent;
 mod add;
 mod agent;
 mod differential;
