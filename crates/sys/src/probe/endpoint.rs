@@ -8,7 +8,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, getsockopt, listen,
     setsockopt, socket, sockopt,
 };
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 use redirect::net::Family;
 use std::net::{
     IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream,
@@ -45,6 +45,33 @@ pub(super) struct Opener<'a> {
     pub(super) users: Option<BorrowedFd<'a>>,
 }
 
+/// Ourselves.
+pub(super) fn own() -> Identity {
+    Identity { uid: geteuid().as_raw(), gid: getegid().as_raw() }
+}
+
+impl Opener<'_> {
+    /// Whether we may open sockets as them. As somebody else takes CAP_SETUID and
+    /// CAP_SETGID, which Istio's chart does not give. Who enters another user
+    /// namespace has every capability there.
+    pub(super) fn is_allowed(self) -> bool {
+        self.users.is_some() || with_ids(self.identity, || ()).is_some()
+    }
+}
+
+/// Runs `f` with the file system ids of `identity`; `None` where that is forbidden.
+fn with_ids<T>(identity: Identity, f: impl FnOnce() -> T) -> Option<T> {
+    let Identity { uid, gid } = identity;
+    // These calls act on this thread alone and report the ids from before.
+    let before = (setfsgid(Gid::from_raw(gid)), setfsuid(Uid::from_raw(uid)));
+    let nobody = u32::MAX;
+    let now = (setfsgid(Gid::from_raw(nobody)).as_raw(), setfsuid(Uid::from_raw(nobody)).as_raw());
+    let done = (now == (gid, uid)).then(f);
+    setfsuid(before.1);
+    setfsgid(before.0);
+    done
+}
+
 /// Creates a socket as somebody else: rules that match on the owner read the file
 /// system ids that the thread had when it made the socket.
 fn socket_as(family: Family, opener: Option<Opener<'_>>) -> Result<OwnedFd, Errno> {
@@ -62,15 +89,11 @@ fn socket_as(family: Family, opener: Option<Opener<'_>>) -> Result<OwnedFd, Errn
             other => return other,
         }
     }
-    let Identity { uid, gid } = identity;
-    // These calls act on this thread alone and report the ids from before.
-    let before = (setfsgid(Gid::from_raw(gid)), setfsuid(Uid::from_raw(uid)));
-    let nobody = u32::MAX;
-    let now = (setfsgid(Gid::from_raw(nobody)).as_raw(), setfsuid(Uid::from_raw(nobody)).as_raw());
-    let made = if now == (gid, uid) { open() } else { Err(Errno::EPERM) };
-    setfsuid(before.1);
-    setfsgid(before.0);
-    made
+    match with_ids(identity, open) {
+        Some(made) => made,
+        None if users.is_some() => open(),
+        None => Err(Errno::EPERM),
+    }
 }
 
 impl Listener {

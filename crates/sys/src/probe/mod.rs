@@ -36,6 +36,8 @@ const ATTEMPT: Duration = Duration::from_millis(200);
 /// How often a silent connection is tried. A first packet may be lost to neighbour
 /// discovery on a bridge that is just learning.
 const ATTEMPTS: usize = 2;
+/// Why a connection of the proxy, or of an application that we are not, is not tried.
+const FORBIDDEN: &str = "to act as another user takes CAP_SETUID and CAP_SETGID";
 
 /// What was proved inside the pod, and what is left to be proved from the node.
 #[derive(Debug)]
@@ -124,7 +126,13 @@ fn outbound(
     let Some(identity) = target::application(plan) else {
         return Ok(Outcome::NotCaptured("no group besides the proxy's is captured"));
     };
-    let opener = Opener { identity, users };
+    let mut opener = Opener { identity, users };
+    if !opener.is_allowed() {
+        opener.identity = endpoint::own();
+        if !target::is_application(plan, opener.identity) {
+            return Ok(Outcome::NotProved(FORBIDDEN.to_owned()));
+        }
+    }
     let port = plan.proxy.outbound_port;
     let listener = listen(family, port)?;
     let interfaces = Interfaces::of(&plan.exclude_interfaces);
@@ -165,6 +173,9 @@ fn loopback(
         return Ok(Outcome::NotProved("the proxy's user is known by name only".to_owned()));
     };
     let opener = Opener { identity, users };
+    if !opener.is_allowed() {
+        return Ok(Outcome::NotProved(FORBIDDEN.to_owned()));
+    }
     let port = plan.proxy.inbound_port;
     match attempt(Some(opener), Some(from), target, listener) {
         Ok(Fate::Arrived) => Ok(Outcome::Proved(target)),

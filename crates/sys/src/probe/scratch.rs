@@ -1,12 +1,13 @@
 //! Whether a backend's rules act on this kernel: tried in a namespace that is made
 //! for it and gone afterwards.
 
-use super::{ProbeError, loopback_only};
+use super::{ProbeError, endpoint, loopback_only};
 use crate::backend::{Backend, BackendError};
 use crate::netns::{Netns, NetnsError, within};
 use crate::routing::bring_loopback_up;
 use redirect::compile::compile;
 use redirect::desired::Form;
+use redirect::net::Owner;
 use redirect::plan::{Destinations, Dns, Groups, Inbound, Mode, Outbound, Plan, Proxy};
 
 /// Why a backend does not work here.
@@ -24,7 +25,8 @@ pub enum ScratchError {
 }
 
 /// Programs a new namespace with the rules of a plain sidecar and sends a
-/// connection through its REDIRECT. IPv4 only: a node without IPv6 is fine, and a
+/// connection through its REDIRECT, as the proxy of that plan: ourselves, since acting
+/// as another user takes capabilities that we may not have. IPv4 only: a node without IPv6 is fine, and a
 /// pod that wants it is proved by itself.
 ///
 /// # Errors
@@ -42,8 +44,13 @@ pub fn scratch(backend: &dyn Backend) -> Result<(), ScratchError> {
 }
 
 fn plain() -> Plan {
+    let own = endpoint::own();
     Plan {
-        proxy: Proxy::default(),
+        proxy: Proxy {
+            uids: vec![Owner::Id(own.uid)],
+            gids: vec![Owner::Id(own.gid)],
+            ..Proxy::default()
+        },
         mode: Mode::Redirect,
         ipv6: false,
         loopback_v4: Plan::default_loopback_v4(),

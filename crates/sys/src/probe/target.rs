@@ -53,6 +53,16 @@ pub(super) fn application(plan: &Plan) -> Option<Identity> {
     Some(Identity { uid, gid })
 }
 
+/// True for an application whose outbound connections are captured.
+pub(super) fn is_application(plan: &Plan, Identity { uid, gid }: Identity) -> bool {
+    let listed = |owners: &[Owner], id: u32| owners.contains(&Owner::Id(id));
+    let group = match &plan.outbound.groups {
+        Groups::AllExcept(except) => !listed(except, gid),
+        Groups::Only(only) => listed(only, gid),
+    };
+    group && !listed(&plan.proxy.uids, uid) && !listed(&plan.proxy.gids, gid)
+}
+
 /// The proxy itself; `None` when only names of it are known.
 pub(super) fn proxy(plan: &Plan) -> Option<Identity> {
     let first = |owners: &[Owner]| {

@@ -358,3 +358,50 @@ fn a_backend_is_tried_in_a_scratch_namespace() {
     }
     assert!(matches!(scratch(&Liar), Err(ScratchError::Probe(_))));
 }
+
+/// Takes CAP_SETUID and CAP_SETGID from the calling thread and those that it starts.
+fn give_up_other_ids() {
+    const VERSION_3: u32 = 0x2008_0522;
+    const IDS: u32 = 1 << 6 | 1 << 7;
+    let header = [VERSION_3, 0];
+    let mut sets = [0_u32; 6];
+    // SAFETY: both calls take the header of version 3 and two sets of three words
+    // each, which live until after them.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()), 0);
+        sets[0] &= !IDS;
+        sets[1] &= !IDS;
+        assert_eq!(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()), 0);
+    }
+}
+
+/// Istio's chart gives neither capability, and the agent must start there.
+#[test]
+fn without_the_right_to_other_ids_less_is_proved_and_nothing_fails() {
+    let world = World::new();
+    let plan = plan(Mode::Redirect);
+    let found = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            give_up_other_ids();
+            scratch(&Nftables::new()).unwrap();
+            // As ourselves, whose traffic is captured like any application's.
+            let partly = without(&plan, TableKind::Nat, ChainKind::Output, None);
+            let escaped = world.prove(&partly, &plan);
+            assert!(matches!(escaped, Err(ProbeError::Escaped { way: Way::Outbound, .. })));
+            world.prove(&rules(&plan), &plan).unwrap()
+        });
+        thread.join().unwrap()
+    });
+    for finding in &found.findings {
+        let proved = matches!(finding.outcome, Outcome::Proved(_));
+        match finding.way {
+            Way::Outbound => assert!(proved, "{finding}"),
+            Way::Loopback => {
+                assert_eq!(finding.outcome, Outcome::NotProved(FORBIDDEN.to_owned()));
+            }
+            // Another matter: the connection comes from the node.
+            Way::Arrival => {}
+        }
+    }
+    assert!(!found.is_complete());
+}

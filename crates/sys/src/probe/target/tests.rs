@@ -92,6 +92,24 @@ fn an_application_is_not_the_proxy() {
 }
 
 #[test]
+fn root_is_an_application_unless_the_plan_says_otherwise() {
+    let root = Identity { uid: 0, gid: 0 };
+    let mut p = plan();
+    assert!(is_application(&p, root));
+    p.outbound.groups = Groups::AllExcept(vec![Owner::Id(0)]);
+    assert!(!is_application(&p, root));
+    p.outbound.groups = Groups::Only(vec![Owner::Id(1000)]);
+    assert!(!is_application(&p, root));
+    p.outbound.groups = Groups::Only(vec![Owner::Id(0)]);
+    assert!(is_application(&p, root));
+    p.proxy.gids = vec![Owner::Id(0)];
+    assert!(!is_application(&p, root));
+    p = plan();
+    p.proxy.uids.push(Owner::Id(0));
+    assert!(!is_application(&p, root));
+}
+
+#[test]
 fn the_proxy_dials_what_validation_dials() {
     let mut p = plan();
     let (from, to) = loopback(&p, Family::V4).unwrap();
