@@ -1,5 +1,5 @@
-{{/* cni.hook WEIGHT: what makes an object part of the uninstallation. It stays after a
-     failure, to be looked at, and goes before the next try. */}}
+{{/* cni.hook WEIGHT: what makes an object part of the uninstallation. Of a failure the Job
+     stays, to be looked at, until the next try. */}}
 {{- define "cni.hook" -}}
 helm.sh/hook: pre-delete
 helm.sh/hook-weight: {{ . | toString | quote }}
