@@ -111,6 +111,29 @@ fn a_successor_is_not_its_predecessor() {
 }
 
 #[test]
+fn a_name_alone_is_enough_only_for_a_pod_that_is_about_to_start() {
+    let stage = Stage::synced("nameless", &[]);
+    let nameless = |manifest: &serde_json::Value| {
+        let mut pod = stage.cluster.sandbox(manifest).unwrap();
+        pod.attachment.args.retain(|(key, _)| key != "K8S_POD_UID");
+        stage.attach(&mut pod)
+    };
+    let mut pod = mesh("a");
+    pod["status"] = json!({"phase": "Pending"});
+    let pod = stage.publish(pod);
+    stage.await_known(&pod);
+    assert!(nameless(&pod).is_captured());
+    assert_eq!(stage.server.count("get", "pods"), 0);
+    let mut pod = pod;
+    pod["status"] = json!({"phase": "Running", "podIP": "10.0.0.9"});
+    stage.publish(pod.clone());
+    stage.eventually("it is asked for", || {
+        stage.server.forget();
+        nameless(&pod).is_captured() && stage.server.count("get", "pods") == 1
+    });
+}
+
+#[test]
 fn a_deleted_pod_is_forgotten() {
     let stage = Stage::synced("deleted", &[]);
     let pod = stage.publish(mesh("a"));

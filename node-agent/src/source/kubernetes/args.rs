@@ -35,7 +35,7 @@ pub(crate) struct KubernetesArgs {
 pub(crate) enum KubernetesError {
     /// Nobody said which node this is.
     #[error(
-        "--node-name (NODE_NAME) is not set: want this node's name, spec.nodeName of the agent's own pod"
+        "--node-name (NODE_NAME) is not set: want this node's name, spec.nodeName of the agent's own pod; or --pods DIR on a machine without Kubernetes"
     )]
     NodeName,
     /// No node can have such a name.

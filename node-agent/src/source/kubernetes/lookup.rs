@@ -2,7 +2,7 @@
 
 use super::Kubernetes;
 use super::flight::{Flight, Outcome, Target};
-use super::object::{self, Decoded, NodePod, PodName, Seen};
+use super::object::{self, Decoded, NodePod, Phase, PodName, Seen};
 use super::store::{Inner, Store};
 use crate::source::{Found, Missing, Wanted};
 use std::sync::{Arc, MutexGuard};
@@ -51,17 +51,17 @@ impl Kubernetes {
         }
         // What the server said is not what the runtime says: a moment for either to
         // catch up.
-        let until = until.min(Instant::now() + ABSENT);
+        let patience = until.min(Instant::now() + ABSENT);
         let mut last = missing;
         loop {
             match known(&inner, &name, wanted.uid, fresh) {
                 Known::Pod(pod) => return self.found(inner, &pod, until),
                 Known::No(missing) => last = if fresh { missing } else { last },
             }
-            if Instant::now() >= until {
+            if Instant::now() >= patience {
                 return Err(last);
             }
-            inner = self.store.wait(inner, until);
+            inner = self.store.wait(inner, patience);
         }
     }
 
@@ -219,8 +219,11 @@ fn known(inner: &Inner, name: &PodName, uid: &str, fresh: bool) -> Known {
     }
 }
 
-/// A pod that is known by its name alone, by a runtime that does not tell uids, may
-/// have been replaced by one of the same name.
+/// A pod that is known by its name alone, by a runtime or plugin that does not tell
+/// uids, may have been replaced by one of the same name. One that has not had a
+/// sandbox yet, seen by a watch that works, is the one that gets it now; all others
+/// are asked for.
 fn may_be_the_one_before(inner: &Inner, pod: &NodePod) -> bool {
-    inner.behind.is_some() || pod.deleting || pod.is_over()
+    let begun = pod.phase != Phase::Pending || !pod.addresses.is_empty();
+    inner.behind.is_some() || pod.deleting || begun
 }

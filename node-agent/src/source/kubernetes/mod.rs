@@ -81,6 +81,14 @@ pub(crate) struct Kubernetes {
     runtime: tokio::runtime::Handle,
 }
 
+/// The API server, for requests of other kinds, with nothing followed.
+///
+/// # Errors
+/// When it is not known whom to ask.
+pub(crate) async fn connect(args: &KubernetesArgs) -> Result<Api, KubernetesError> {
+    Ok(Api::new(args.client().await?))
+}
+
 impl Kubernetes {
     /// Starts to follow the API server. Must be called in the runtime, whose tasks do
     /// it until it ends.

@@ -1,5 +1,5 @@
-//! The API's JSON, as far as it is read. Everything is optional and borrows from
-//! the text: what is not kept costs no memory.
+//! The API's JSON, as far as it is read. Everything is optional: what an object must
+//! have is for its reader to say.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
