@@ -12,6 +12,7 @@ pub mod agent;
 pub mod api;
 pub mod cluster;
 pub mod conformance;
+pub mod containerd;
 pub mod envoy;
 pub mod lab;
 pub mod listing;

@@ -1,0 +1,84 @@
+//! The cgroups of a run's sandboxes: the one thing of them that no namespace takes
+//! along.
+
+use crate::process::is_alive;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Our own prefix; the process' id follows.
+const PREFIX: &str = "sluice-e2e-";
+/// How long the kernel may need until a cgroup whose processes died is empty.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A name below the roots of all hierarchies, removed with this value.
+#[derive(Debug)]
+pub(super) struct Parent {
+    name: String,
+}
+
+impl Parent {
+    /// A new name. Removes what killed runs left.
+    pub(super) fn create() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        if next == 0 {
+            sweep();
+        }
+        Self { name: format!("{PREFIX}{}-{next}", std::process::id()) }
+    }
+
+    /// As CRI wants it.
+    pub(super) fn path(&self) -> String {
+        format!("/{}", self.name)
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        for hierarchy in hierarchies() {
+            let path = hierarchy.join(&self.name);
+            while path.exists() && !remove(&path) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+fn sweep() {
+    for hierarchy in hierarchies() {
+        let Ok(entries) = std::fs::read_dir(&hierarchy) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let pid = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX))
+                .and_then(|rest| rest.split('-').next())
+                .and_then(|pid| pid.parse().ok());
+            if pid.is_some_and(|pid| !is_alive(pid)) {
+                remove(&entry.path());
+            }
+        }
+    }
+}
+
+/// Where cgroups are mounted, of either version.
+fn hierarchies() -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let cgroups = fields.filter(|fields| matches!(fields.get(2), Some(&("cgroup" | "cgroup2"))));
+    cgroups.filter_map(|fields| fields.get(1).map(PathBuf::from)).collect()
+}
+
+/// Removes a cgroup with those below it; their files go by themselves.
+fn remove(path: &Path) -> bool {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    std::fs::remove_dir(path).is_ok()
+}
