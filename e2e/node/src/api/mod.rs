@@ -352,3 +352,6 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         thread.spawn(move || serve::connection(connection, &shared)).ok();
     }
 }
+
+#[cfg(test)]
+mod tests;
