@@ -142,3 +142,32 @@ fn absence() {
     let refusal = endure(&stage, "down", break_it, || stage.server.up().unwrap()).unwrap();
     assert!(refusal.contains("cannot be asked"), "{refusal}");
 }
+
+#[test]
+fn many_that_wait_block_nobody() {
+    let stage = stage("many");
+    stage.server.fail(Fault::Hang.into());
+    stage.server.drop_watches();
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..24)
+            .map(|number| {
+                let stage = &stage;
+                scope.spawn(move || stage.add(&stage.publish(mesh(&format!("waits-{number}")))).1)
+            })
+            .collect();
+        // Until all of them have asked, or the first has given up.
+        let asked = || stage.server.count("get", "pods") >= 24;
+        let end = Instant::now() + PATIENCE;
+        while !asked() && Instant::now() < end && !waiting.iter().any(|w| w.is_finished()) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let known = mesh("known");
+        let begun = Instant::now();
+        let ended = stage.add(&known).1;
+        assert!(ended.is_captured(), "{ended:?}");
+        assert!(begun.elapsed() < AT_ONCE, "the known pod took {:?}", begun.elapsed());
+        for ended in waiting.into_iter().map(|w| w.join().unwrap()) {
+            assert!(matches!(ended, Ended::Refused { code: 101 | 103, .. }), "{ended:?}");
+        }
+    });
+}
