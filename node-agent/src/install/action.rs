@@ -20,8 +20,8 @@ pub(crate) enum Action {
     Replace { name: String, old: String, text: String, permissions: Permissions },
     /// Permission bits of a file of ours whose content is right.
     Chmod { name: String, mode: u32 },
-    /// Remove a file, only while it still holds `old`.
-    Remove { name: String, old: String },
+    /// Remove a file, only while it still holds `old` where that is given.
+    Remove { name: String, old: Option<String> },
 }
 
 impl Action {

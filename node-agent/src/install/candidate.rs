@@ -67,15 +67,33 @@ pub(crate) enum Form {
     Conf,
 }
 
-/// Says what a file is. `owned` are the names that files owned by us or by Istio
-/// are known by, even without a mark inside.
-pub(crate) fn classify(name: &str, file: &File, owned: &[&str]) -> Kind {
+/// What a file's name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// Ours or Istio's, whatever somebody made of its content.
+    Reserved,
+    /// The user's for our file: it is that when we are in it.
+    Asked,
+    /// Anybody's.
+    Free,
+}
+
+/// Says what a file is.
+pub(crate) fn classify(name: &str, file: &File, meaning: Name) -> Kind {
+    match kind_of(name, file, meaning) {
+        Kind::Primary(primary) if meaning == Name::Reserved => Kind::Owned(Some(primary)),
+        Kind::Invalid(_) | Kind::Standalone if meaning == Name::Reserved => Kind::Owned(None),
+        other => other,
+    }
+}
+
+fn kind_of(name: &str, file: &File, meaning: Name) -> Kind {
     let text = match &file.content {
         Ok(text) => text,
         Err(reason) => return Kind::Invalid(reason.clone()),
     };
     let kind = if name.ends_with(".conflist") {
-        of_list(name, text, file.folder.as_deref(), owned)
+        of_list(text, file.folder.as_deref(), meaning)
     } else {
         of_conf(text)
     };
@@ -99,16 +117,11 @@ fn of_conf(text: &str) -> Result<Kind, ConflistError> {
     }))
 }
 
-fn of_list(
-    name: &str,
-    text: &str,
-    folder: Option<&str>,
-    owned: &[&str],
-) -> Result<Kind, ConflistError> {
+fn of_list(text: &str, folder: Option<&str>, meaning: Name) -> Result<Kind, ConflistError> {
     let list = List::parse(text)?;
     let marker = list.marker().cloned();
     let is_owned = marker.as_ref().is_some_and(|m| m.primary.is_some())
-        || (list.carries() && owned.contains(&name));
+        || (list.carries() && meaning != Name::Free);
     let pristine = match list.pristine() {
         Err(ConflistError::OnlyOurs) => {
             return Ok(if is_owned { Kind::Owned(None) } else { Kind::Standalone });

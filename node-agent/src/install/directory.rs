@@ -102,6 +102,7 @@ pub(super) fn perform(directory: &Path, action: &Action) -> Result<bool, FileErr
             file::replace(&directory.join(name), old, text, *permissions)
         }
         Action::Chmod { name, mode } => file::chmod(&directory.join(name), *mode).map(|()| true),
-        Action::Remove { name, old } => file::remove(&directory.join(name), old),
+        Action::Remove { name, old: Some(old) } => file::remove(&directory.join(name), old),
+        Action::Remove { name, old: None } => file::discard(&directory.join(name)).map(|_| true),
     }
 }

@@ -1,5 +1,7 @@
 //! The name of our own file: it has to come before every other in byte order.
 
+use super::candidate::Name;
+
 /// Names to choose from, Istio's first. Runtimes fail on a broken file that comes
 /// first, so even one that is no network is gone before.
 const NAMES: [&str; 4] = [
@@ -9,8 +11,18 @@ const NAMES: [&str; 4] = [
     "!istio-cni.conflist",
 ];
 
-/// Names that Istio's file of the same kind is known by.
-pub(super) const OWNED_NAMES: [&str; 1] = ["02-istio-cni.conflist"];
+/// What a name says. The user's own counts as ours alone when it says so itself:
+/// a wrong one must not cost another product its file.
+pub(super) fn meaning(name: &str, asked: Option<&str>) -> Name {
+    let is_asked = asked == Some(name);
+    if NAMES.contains(&name) || (is_asked && name.contains("istio")) {
+        Name::Reserved
+    } else if is_asked {
+        Name::Asked
+    } else {
+        Name::Free
+    }
+}
 
 /// Where our file goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

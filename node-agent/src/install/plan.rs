@@ -5,7 +5,7 @@ use super::action::{Action, Permissions};
 use super::candidate::{Form, Kind, Primary, Snapshot, classify};
 use super::conflist::{Conf, ConflistError, List};
 use super::entry::{Marker, PluginEntry};
-use super::name::{OWNED_NAMES, OwnedName, owned_name};
+use super::name::{OwnedName, meaning, owned_name};
 use super::select::{Known, Selection, select};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -87,6 +87,16 @@ pub(crate) enum PlanError {
         "{0} is a symbolic link, which is not changed in place: set ISTIO_OWNED_CNI_CONFIG=true"
     )]
     Link(String),
+    /// The name that is given for our file is another's.
+    #[error(
+        "{setting}: {name} is another product's file, which is not overwritten: choose another name"
+    )]
+    Foreign {
+        /// What is wrong.
+        setting: &'static str,
+        /// Its value.
+        name: String,
+    },
     /// Taking our entry out again would not give the same bytes.
     #[error("{0} could not be restored exactly: set ISTIO_OWNED_CNI_CONFIG=true")]
     NotReversible(String),
@@ -100,11 +110,12 @@ pub(super) struct Directory<'a> {
 
 impl<'a> Directory<'a> {
     pub(super) fn new(files: &'a Snapshot, mode: &Mode) -> Self {
-        let mut owned = OWNED_NAMES.to_vec();
-        if let Mode::Owned { file_name: Some(name) } = mode {
-            owned.push(name);
-        }
-        let kinds = files.iter().map(|(n, file)| (n.as_str(), classify(n, file, &owned))).collect();
+        let asked = match mode {
+            Mode::Owned { file_name } => file_name.as_deref(),
+            Mode::InPlace | Mode::Standalone => None,
+        };
+        let kind = |name: &str, file| classify(name, file, meaning(name, asked));
+        let kinds = files.iter().map(|(name, file)| (name.as_str(), kind(name, file))).collect();
         Self { files, kinds }
     }
 
@@ -139,8 +150,21 @@ impl<'a> Directory<'a> {
         Some(Permissions { mode: file.mode, owner: Some(file.owner) })
     }
 
+    /// Removes a file, while it is as it was seen; one of ours as it is.
     pub(super) fn removal(&self, name: &str) -> Action {
-        Action::Remove { name: name.to_owned(), old: self.text(name).to_owned() }
+        let ours = matches!(self.kinds.get(name), Some(Kind::Owned(_)));
+        let old = (!ours).then(|| self.text(name).to_owned());
+        Action::Remove { name: name.to_owned(), old }
+    }
+
+    /// Fails when another product's file would be overwritten.
+    fn check_free(&self, name: &str, setting: &'static str) -> Result<(), PlanError> {
+        match self.kinds.get(name) {
+            Some(Kind::Primary(_) | Kind::Derived) => {
+                Err(PlanError::Foreign { setting, name: name.to_owned() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes us out of a primary: the list without us, or the single configuration
@@ -182,18 +206,19 @@ fn is_plain_name(name: &str) -> bool {
 pub(crate) fn plan(files: &Snapshot, want: &Want, memory: &Memory) -> Result<Plan, PlanError> {
     let directory = Directory::new(files, &want.mode);
     match &want.mode {
-        Mode::Standalone => Ok(standalone(&directory, want)),
+        Mode::Standalone => standalone(&directory, want),
         Mode::InPlace => in_place(&directory, want, memory),
         Mode::Owned { file_name } => owned(&directory, want, memory, file_name.as_deref()),
     }
 }
 
-fn standalone(directory: &Directory<'_>, want: &Want) -> Plan {
+fn standalone(directory: &Directory<'_>, want: &Want) -> Result<Plan, PlanError> {
     let name = want.conf_name.as_deref().unwrap_or(STANDALONE_NAME);
+    directory.check_free(name, "CNI_CONF_NAME")?;
     let mut actions = write(directory, name, want.entry.standalone(), want.file_mode);
     actions
         .extend(directory.owned().filter(|(n, _)| *n != name).map(|(n, _)| directory.removal(n)));
-    Plan { actions, state: State::Complete, known: None }
+    Ok(Plan { actions, state: State::Complete, known: None })
 }
 
 fn owned(
@@ -202,6 +227,7 @@ fn owned(
     memory: &Memory,
     asked: Option<&str>,
 ) -> Result<Plan, PlanError> {
+    directory.check_free(asked.unwrap_or_default(), "ISTIO_OWNED_CNI_CONFIG_FILENAME")?;
     let known = memory.known.clone().or_else(|| recalled(directory));
     let (known, kept) = match select(directory, want.conf_name.as_deref(), known, memory.absent_for)
     {
@@ -294,11 +320,12 @@ fn convert(
 ) -> Result<(Vec<Action>, Known), PlanError> {
     let conf = known.name.clone();
     let list = format!("{}.conflist", stem(&conf));
-    match directory.kinds.get(list.as_str()) {
-        Some(Kind::Primary(other)) if !other.carries => {
-            return Err(PlanError::Occupied { conf, list });
-        }
-        _ => {}
+    // Only what was made of this very file before may be overwritten.
+    let is_ours = directory.primary(&list).is_some_and(|other| {
+        other.marker.as_ref().is_some_and(|marker| marker.converted.as_ref() == Some(&conf))
+    });
+    if directory.files.contains_key(&list) && !is_ours {
+        return Err(PlanError::Occupied { conf, list });
     }
     let text =
         chain(known, &want.entry, Marker { converted: Some(conf.clone()), ..Marker::default() })?;

@@ -99,7 +99,7 @@ fn look_and_take_out(settings: &Settings, removal: &mut Removal) -> Result<bool,
 
 /// What takes us out. Files of ours go last: until then the chain that is loaded
 /// has us, and then it is the primary's own.
-fn actions(files: &Snapshot, mode: &Mode) -> Vec<Result<Action, PlanError>> {
+pub(super) fn actions(files: &Snapshot, mode: &Mode) -> Vec<Result<Action, PlanError>> {
     let found = Directory::new(files, mode);
     let mut actions = Vec::new();
     for (name, primary) in found.primaries() {

@@ -5,7 +5,8 @@ use super::*;
 fn kind(name: &str, text: &str) -> Kind {
     let content = Ok(text.to_owned());
     let file = File { content, mode: 0o600, owner: (0, 0), link: false, folder: None };
-    classify(name, &file, &["02-istio-cni.conflist"])
+    let reserved = name == "02-istio-cni.conflist";
+    classify(name, &file, if reserved { Name::Reserved } else { Name::Free })
 }
 
 #[test]
@@ -18,7 +19,8 @@ fn files_of_ours_are_known_by_their_mark_or_istios_name() {
     assert!(matches!(kind("99-x.conflist", &marked), Kind::Owned(Some(_))));
     assert!(matches!(kind("10-a.conflist", &stock), Kind::Primary(p) if p.carries));
     let plain = list(r#"{"type":"a"}"#);
-    assert!(matches!(kind("02-istio-cni.conflist", &plain), Kind::Primary(p) if !p.carries));
+    assert!(matches!(kind("02-istio-cni.conflist", &plain), Kind::Owned(Some(p)) if !p.carries));
+    assert_eq!(kind("02-istio-cni.conflist", "{"), Kind::Owned(None));
     assert_eq!(kind("10-a.conflist", &list(r#"{"type":"istio-cni"}"#)), Kind::Standalone);
     assert_eq!(kind("YYY-istio-cni.conf", r#"{"type":"istio-cni"}"#), Kind::Standalone);
     assert_eq!(

@@ -191,4 +191,40 @@ proptest! {
             break;
         }
     }
+
+    /// Whatever was installed, a removal takes all of us out, and what was not ours
+    /// is as it was.
+    #[test]
+    fn any_directory_can_be_had_back(
+        start in any_directory(),
+        modes in prop::collection::vec(
+            prop_oneof![Just(owned_mode()), Just(Mode::InPlace), Just(Mode::Standalone)], 1..4),
+    ) {
+        let mut now = start.clone();
+        for mode in modes {
+            let (want, mut memory) = (want(mode), Memory::default());
+            for _ in 0..6 {
+                let Ok(plan) = plan(&now, &want, &memory) else { break };
+                memory.known = plan.known;
+                perform(&mut now, &plan.actions);
+            }
+        }
+        for _ in 0..3 {
+            let actions = super::super::removal::actions(&now, &owned_mode());
+            let actions: Vec<_> = actions.into_iter().map(|action| action.unwrap()).collect();
+            perform(&mut now, &actions);
+        }
+        let ours = |name: &str, file: &File| {
+            let text = file.content.as_ref().unwrap();
+            text.contains("istio-cni") || name.contains("istio-cni")
+        };
+        for (name, file) in start.iter().filter(|(name, file)| !ours(name, file)) {
+            // A list that was Istio's may have taken the place of nothing else.
+            prop_assert_eq!(now.get(name).map(|file| &file.content), Some(&file.content), "{}", name);
+        }
+        for (name, kind) in Directory::new(&now, &owned_mode()).kinds {
+            let carries = matches!(&kind, Kind::Primary(primary) if primary.carries);
+            prop_assert!(!carries && !matches!(kind, Kind::Owned(_) | Kind::Standalone), "{name}: {kind:?}");
+        }
+    }
 }

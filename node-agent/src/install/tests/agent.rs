@@ -169,6 +169,11 @@ fn drift_of_our_entry_and_of_the_primary_is_followed() {
         node.write(file, &right.replace("\"info\"", "\"debug\""));
         until("content again", || (node.read(file) == right).then_some(()));
         if mode != Mode::InPlace {
+            for spoiled in ["", "{", "\u{0}", LIST] {
+                node.write(file, spoiled);
+                until("content again", || (node.read(file) == right).then_some(()));
+            }
+            assert_eq!(node.names(), [file, "10-net.conflist"]);
             fs::remove_file(node.net(file)).unwrap();
             until("file again", || node.net(file).exists().then_some(()));
             fs::set_permissions(node.net(file), fs::Permissions::from_mode(0o666)).unwrap();
@@ -429,6 +434,20 @@ fn a_list_of_another_with_the_same_stem_is_not_overwritten() {
     assert!(running.count("CREATE_CNI_CONFIG_FAILURE") > 0);
     fs::remove_file(node.net("10-net.conf")).unwrap();
     running.wait_ready();
+}
+
+#[test]
+fn a_name_that_is_anothers_costs_it_nothing() {
+    let mode = Mode::Owned { file_name: Some("10-net.conflist".into()) };
+    for (mode, conf_name) in [(mode, None), (Mode::Standalone, Some("10-net.conflist".to_owned()))]
+    {
+        let mut node = Node::new(mode);
+        node.settings.conf_name = conf_name;
+        node.write("10-net.conflist", LIST);
+        let reason = node.start().wait_unready();
+        assert!(reason.contains("another product's file"), "{reason}");
+        assert_eq!(node.read("10-net.conflist"), LIST);
+    }
 }
 
 #[test]
