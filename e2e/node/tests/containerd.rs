@@ -63,7 +63,9 @@ impl Scene {
         let record = Record::of(&mut cluster.list, record);
         cluster.start_agent("nftables").unwrap();
         let world = cluster.serve_world(&[80, 8443]).unwrap();
-        let containerd = Containerd::start(&cluster, packages, runtime, &cluster.list).unwrap();
+        let (host, plugin) = (&cluster.node.host, &cluster.programs.plugin);
+        let start = Containerd::start(host, plugin, (packages, runtime), &cluster.list);
+        let containerd = start.unwrap();
         Self { containerd, record, _world: world, cluster }
     }
 

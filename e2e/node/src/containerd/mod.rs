@@ -19,7 +19,6 @@ pub mod packages;
 pub mod podman;
 pub mod record;
 
-use crate::cluster::Cluster;
 use crate::lab::Namespace;
 use crate::process::{Program, Running};
 use crate::programs::{PLUGIN_DIR, own_dir};
@@ -97,18 +96,18 @@ impl Sandbox {
 }
 
 impl Containerd {
-    /// Starts it on the cluster's node with a network, and waits until it answers.
+    /// Starts it on a node with this plugin of ours and a network, and waits until it
+    /// answers.
     ///
     /// # Errors
     /// When it does not; the message has its log.
     pub fn start(
-        cluster: &Cluster,
-        packages: &Packages,
-        runtime: &Runtime,
+        host: &Namespace,
+        plugin: &Path,
+        (packages, runtime): (&Packages, &Runtime),
         list: &Conflist,
     ) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let host = &cluster.node.host;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = host.scratch().dir(&format!("containerd-{number}"))?;
         let image = image::build(&host.scratch().dir("image")?, &packages.busybox())?;
@@ -124,7 +123,7 @@ impl Containerd {
         let config = config.replace("@SOCKET@", &socket.display().to_string());
         std::fs::write(dir.join("config.toml"), config.replace("@IMAGE@", image::NAME))?;
         std::fs::create_dir_all(dir.join("net.d"))?;
-        install(&cluster.programs.plugin, &bin)?;
+        install(plugin, &bin)?;
         write_conflist(&dir, list)?;
 
         let containerd = Self {

@@ -2,6 +2,7 @@
 //! `scripts/bench`, which builds what it measures. Nothing here judges a time.
 
 mod add;
+mod containerd;
 mod figure;
 mod kubernetes;
 mod memory;
@@ -70,6 +71,7 @@ fn main() -> Result<()> {
     show(start::figures(dist, &options.nothing, *rounds)?)?;
     show(rules::figures(&options.rules, *rounds)?)?;
     show(add::figures(dist, &Scratch::create()?, *rounds)?)?;
+    show(containerd::figures(dist, &Scratch::create()?, *rounds)?)?;
     show(memory::figures(dist, &Scratch::create()?)?)?;
     show(kubernetes::figures(dist, &Scratch::create()?)?)
 }
