@@ -12,7 +12,7 @@
 //! or permission is waited out, with what is known kept meanwhile.
 
 use super::backoff::Backoff;
-use super::client::{Api, Stream, Verb};
+use super::client::{Api, Stream, Verb, encode};
 use super::error::{ApiError, quote};
 use super::raw::{Line, Marker, Page};
 use http::Request;
@@ -34,9 +34,9 @@ const WATCH: [u64; 2] = [240, 60];
 /// What is allowed on top before a silent watch counts as broken.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// How long a streamed list may pause. A server that took no notice of the request
-/// for one never says that its list is complete.
-const LIST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a streamed list may pause, and how long it may take. A server that took
+/// no notice of the request for one never says that its list is complete.
+const LIST: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(120)];
 
 /// How long a server that cannot stream lists is remembered as such: it may be
 /// upgraded while the agent runs.
@@ -224,7 +224,8 @@ impl<S: Sink> Reflector<S> {
         let mut stream = self.api.open(Verb::Watch, S::RESOURCE, request).await?;
         self.sink.begin();
         loop {
-            let line = match stream.line(LIST_PAUSE).await {
+            let pause = LIST[0].min(LIST[1].saturating_sub(begun.elapsed()));
+            let line = match stream.line(pause).await {
                 Ok(Some(line)) => line,
                 Ok(None) => return Err(self.invalid("the list ended before its last bookmark")),
                 // Reported as what an old server should have said.
@@ -383,18 +384,4 @@ fn watch_query(rest: &str) -> (Duration, String) {
     let seconds = WATCH[0] + fastrand::u64(0..=WATCH[1]);
     let query = format!("watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&{rest}");
     (Duration::from_secs(seconds) + GRACE, query)
-}
-
-/// Percent-encodes a value of a query.
-pub(super) fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                encoded.push(char::from(byte));
-            }
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
 }

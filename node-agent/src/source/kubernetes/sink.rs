@@ -1,8 +1,9 @@
 //! Where the reflectors put pods and namespaces.
 
+use super::client::encode;
 use super::error::ApiError;
 use super::object::{self, Decoded, Scope};
-use super::reflector::{Collection, Sink, encode};
+use super::reflector::{Collection, Sink};
 use super::store::Store;
 use super::{METADATA, PLAIN, Synced};
 use std::sync::Arc;
