@@ -15,9 +15,13 @@ use e2e_node::packet::{Transport, send};
 use e2e_node::process::{Identity, Program, Running};
 use e2e_node::stand_in::StandIn;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use wire::passed;
+use wire::snapshot::{self, Ambient, Snapshot};
 
 /// Every version that was fetched; none, with a message, when none was.
 fn runtimes() -> Option<(Packages, Vec<Runtime>)> {
@@ -218,7 +222,10 @@ fn assert_added(scene: &Scene, sandbox: &Sandbox, manifest: &Value) {
     let calls = scene.record.calls(&sandbox.id).unwrap();
     let [add]: &[Call] = &calls else { panic!("{version}: {calls:?}") };
     assert_eq!((add.command.as_str(), add.interface.as_str()), ("ADD", "eth0"));
-    assert_eq!(add.annotations(), manifest.pointer("/metadata/annotations"), "{version}");
+    let (passed, own) = (add.annotations().unwrap(), &manifest["metadata"]["annotations"]);
+    for (key, value) in own.as_object().unwrap() {
+        assert_eq!(&passed[key], value, "{version}: {key}");
+    }
     for pair in [
         format!("K8S_POD_NAMESPACE={NAMESPACE}"),
         "K8S_POD_NAME=meshed".to_owned(),
@@ -321,6 +328,50 @@ fn assert_refused_cleanly(scene: &Scene, others: usize) {
     let deleted = all.iter().filter(|call| call.command == "DEL");
     let unknown = deleted.filter(|call| adds.iter().all(|add| add.container != call.container));
     assert_eq!(unknown.count(), 1, "{version}");
+}
+
+/// The agent is dead: what it left and what the runtime passes tell who is outside of
+/// the mesh. They start; the others are told why they wait.
+#[test]
+fn without_the_agent_pods_outside_of_the_mesh_start() {
+    let Some((packages, runtimes)) = runtimes() else { return };
+    for runtime in runtimes {
+        let mut scene = Scene::create(&packages, &runtime, &Network::default());
+        let version = scene.containerd.name().to_owned();
+        scene.cluster.agent.take().unwrap().kill().unwrap();
+        leave_snapshot(&scene);
+        let plain = scene.run(&plain_pod(NAMESPACE, "plain")).unwrap();
+        {
+            let _servers = scene.serve(&plain);
+            scene.assert_fates(&plain, false);
+        }
+        let said = scene.refused(&sidecar_pod(NAMESPACE, "meshed", &annotations(), &[]));
+        assert!(said.contains("sidecar.istio.io/status"), "{version}: {said}");
+        let passed = scene.cluster.directories.run.join(passed::DIRECTORY);
+        let passed = std::fs::read_dir(passed).unwrap().map(|entry| entry.unwrap().file_name());
+        let wanted = passed::file_name(&plain.id);
+        assert_eq!(passed.collect::<Vec<_>>(), [OsString::from(wanted)], "{version}");
+        scene.containerd.stop(&plain.id).unwrap();
+        scene.containerd.remove(&plain.id).unwrap();
+        assert_eq!((scene.links(), scene.namespaces()), (0, 0), "{version}");
+    }
+}
+
+/// What an agent leaves that knows no pod, if this one left nothing.
+fn leave_snapshot(scene: &Scene) {
+    let file = scene.cluster.directories.run.join(snapshot::FILE_NAME);
+    if file.exists() {
+        return;
+    }
+    let snapshot = Snapshot {
+        version: snapshot::VERSION,
+        policy: "e2e".to_owned(),
+        agent_namespace: "istio-system".to_owned(),
+        excluded: BTreeSet::new(),
+        ambient: Ambient::default(),
+        pods: BTreeMap::new(),
+    };
+    std::fs::write(file, serde_json::to_vec(&snapshot).unwrap()).unwrap();
 }
 
 /// A chain of CNI 1.1.0: containerd 2 asks for STATUS, and the node is ready only

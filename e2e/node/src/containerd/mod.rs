@@ -346,10 +346,15 @@ fn sandbox_config(
         };
         object.into_iter().flatten().map(pair).collect()
     };
-    // What kubelet adds.
+    // What kubelet adds. No pod of its is without annotations, so a plugin can tell a
+    // pod that has none of the mesh's from a runtime that passes none.
     let mut labels = pairs("/metadata/labels")?;
     for (key, value) in [("name", name), ("namespace", namespace), ("uid", uid)] {
         labels.insert(format!("io.kubernetes.pod.{key}"), value.to_owned());
+    }
+    let mut annotations = pairs("/metadata/annotations")?;
+    for (key, value) in [("seen", "2026-11-20T10:00:00.000000000Z"), ("source", "api")] {
+        annotations.insert(format!("kubernetes.io/config.{key}"), value.to_owned());
     }
     let on_host = manifest.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
     let namespaces = cri::NamespaceOption { network: if on_host { 2 } else { 0 }, pid: 1 };
@@ -362,7 +367,7 @@ fn sandbox_config(
         }),
         hostname: if on_host { String::new() } else { name.to_owned() },
         labels,
-        annotations: pairs("/metadata/annotations")?,
+        annotations,
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent,
             security_context: Some(cri::LinuxSandboxSecurityContext {
