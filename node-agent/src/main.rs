@@ -4,29 +4,35 @@
 
 mod agent;
 mod backend;
+mod cleanup;
 mod config;
 mod explain;
 mod failure;
+mod health;
 mod input;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "the agent's Kubernetes mode is what runs it")
-)]
 mod install;
 mod log;
+mod logsocket;
+mod metrics;
 mod record;
+mod responder;
 mod rules;
 mod server;
 mod source;
 
 use clap::Parser;
-use config::{Cli, Command};
+use config::{AgentArgs, Cli, Command, Entry, Instead};
 use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Agent(args) => agent::run(&args),
+    let result = match Cli::parse_from(config::arguments()).command {
+        Command::Agent(args) => run(&args, Entry::Agent),
+        Command::InstallCni(args) => match args.instead {
+            None => run(&args.agent, Entry::InstallCni),
+            Some(Instead::Version { .. }) => print(concat!(env!("CARGO_PKG_VERSION"), "\n")),
+        },
+        Command::Cleanup(args) => cleanup::cleanup(&args),
         Command::Explain(args) => explain::explain(&args).and_then(|text| print(&text)),
         Command::Rules(args) => rules::rules(&args).and_then(|text| print(&text)),
     };
@@ -38,6 +44,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(args: &AgentArgs, entry: Entry) -> anyhow::Result<()> {
+    if args.print_config {
+        return print(&format!("{:#}\n", args.printed(entry)));
+    }
+    agent::run(args, entry)
 }
 
 /// A reader that went away early (`| head`) is no failure.

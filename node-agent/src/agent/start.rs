@@ -1,21 +1,33 @@
 //! From the command line to a serving agent, and back.
 
+mod installer;
+mod selftest;
+
 use super::{Agent, Busy};
 use crate::backend::NodeBackend;
-use crate::config::AgentArgs;
+use crate::config::{AgentArgs, Entry};
+use crate::health::Health;
+use crate::install::{PluginEntry, Settings};
+use crate::logsocket::LogSocket;
+use crate::metrics::{Metrics, Served};
 use crate::record::Records;
+use crate::responder::Responder;
 use crate::server::Server;
 use crate::source::Pods;
 use crate::source::kubernetes::Interest;
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use installer::Installation;
+use redirect::enroll::Config;
+use selftest::SelfTest;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use sys::netns::{Netns, NetnsId};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Namespace of the first process, which is the host's wherever the agent runs in
-/// the host's pid namespace.
-const INIT_NETNS: &str = "/proc/1/ns/net";
+/// Namespaces of the first process: of the agent's own pid namespace, which is the
+/// host's or the container's, and of the host's /proc as Istio's chart mounts it.
+const INIT_NETNS: [&str; 2] = ["/proc/1/ns/net", "/host/proc/1/ns/net"];
 
 /// Threads that only wait for sockets; the work is done on blocking threads.
 const WORKERS: usize = 2;
@@ -23,22 +35,43 @@ const WORKERS: usize = 2;
 /// More than the server's requests, so that none waits for a thread.
 const BLOCKING: usize = 300;
 
-/// Runs the agent until it is told to stop.
+/// How long a loop of the runtime may be silent: it beats every second.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// What was made of the command line.
+struct Prepared<'a> {
+    args: &'a AgentArgs,
+    run_dir: PathBuf,
+    config: Config,
+    backend: NodeBackend,
+    installation: Option<(Settings, PluginEntry)>,
+}
+
+/// Runs the agent until it is told to stop. Ending takes nothing back: rules, records,
+/// plugin and configuration stay.
 ///
 /// # Errors
 ///
 /// When it cannot start: no root, a setting that is wrong, no directory, no backend,
-/// no socket.
-pub(crate) fn run(args: &AgentArgs) -> Result<()> {
+/// no socket, no port.
+pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
     sys::memory::keep_small();
-    crate::log::init(args.log_format, &args.log_level)?;
+    crate::log::init(&args.log(entry)?)?;
+    for warning in args.warnings(entry) {
+        tracing::warn!("{warning}");
+    }
+    let ignored = args.ignored();
+    if !ignored.is_empty() {
+        tracing::info!(settings = ignored.join(" "), "settings without effect");
+    }
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "the agent programs other processes' network namespaces: run it as root (this is uid {})",
             nix::unistd::geteuid()
         );
     }
-    let config = args.policy.config()?;
+    let config = args.policy().config()?;
+    let installation = args.installation(entry)?;
     let backend = NodeBackend::choose(args.choice(), &args.search())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -52,25 +85,102 @@ pub(crate) fn run(args: &AgentArgs) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let result = runtime.block_on(async {
-        // Before the socket, or a signal in between would kill without cleaning up.
-        let stop = stop_signal()?;
-        let interest =
-            Interest { namespace_labels: config.ambient_enabled, ..Interest::default() };
-        let source = Pods::open(&args.source, interest).await?;
-        let (pods, namespaces) = source.count();
-        let server = Server::bind(&args.run_dir)?;
-        let records = Records::open(&args.run_dir)?;
-        tracing::info!(run_dir = %args.run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
-        let hosts = hosts()?;
-        let agent = Agent { source, config, backend, records, busy: Busy::default(), hosts };
-        server.run(Arc::new(agent), stop).await;
-        Ok(())
-    });
+    let prepared = Prepared { args, run_dir: args.run_dir(), config, backend, installation };
+    let result = runtime.block_on(serve(prepared));
     // A step that hangs must not keep the process: its request was answered.
     runtime.shutdown_background();
-    tracing::info!("stopped; rules stay in place");
+    if result.is_ok() {
+        tracing::info!("stopped; rules, plugin and configuration stay in place");
+    }
     result
+}
+
+async fn serve(prepared: Prepared<'_>) -> Result<()> {
+    let Prepared { args, run_dir, config, backend, installation } = prepared;
+    // Before the sockets, or a signal in between would kill without cleaning up.
+    let stop = stop_signal()?;
+    let health = Arc::new(Health::default());
+    let health_port =
+        bind(args.health(), "/healthz and /readyz", "--health-address (SLUICE_HEALTH_ADDRESS)")?;
+    let metrics_port = bind(args.monitoring()?, "/metrics", "--monitoring-port (MONITORING_PORT)")?;
+    let interest = Interest { namespace_labels: config.ambient_enabled, ..Interest::default() };
+    let source = Pods::open(&args.source(), interest).await?;
+    synced(&health, &source);
+    let self_test = SelfTest::new(&health);
+    let installed = installation.as_ref().map(|_| installer::condition(&health));
+    let kind = backend.kind().to_string();
+    let metrics = Arc::new(Metrics::new(Arc::clone(&health), source.clone(), kind));
+    let runs = health.beats("runtime", SILENCE);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            ticks.tick().await;
+            runs.beat();
+        }
+    });
+    if let Some(port) = health_port {
+        let health = Arc::clone(&health);
+        tokio::spawn(port.run(move |path| health.page(path)));
+    }
+    if let Some(port) = metrics_port {
+        let metrics = Arc::clone(&metrics);
+        tokio::spawn(port.run(move |path| metrics.page(path)));
+    }
+    let (pods, namespaces) = source.count();
+    let server = Server::bind(&run_dir)?;
+    let lines = Arc::clone(&metrics);
+    let log_socket = LogSocket::bind(&run_dir)?;
+    let log_socket = tokio::spawn(log_socket.run(move |level| lines.plugin_line(level)));
+    let records = Records::open(&run_dir)?;
+    tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
+    let hosts = hosts()?;
+    let agent = Arc::new(Agent { source, config, backend, records, busy: Busy::default(), hosts });
+    tokio::spawn(self_test.run(Arc::clone(&agent), run_dir, Arc::clone(&health)));
+    let beat = health.beats("plugin socket", SILENCE);
+    let observer = Arc::new(Served { metrics: Arc::clone(&metrics), beat });
+    let ending = Arc::clone(&health);
+    let stop = async move {
+        stop.await;
+        ending.stop();
+    };
+    let serving = tokio::spawn(server.run(agent, observer, stop));
+    // Last: the plugin must find someone to ask.
+    let installation = match (installation, installed) {
+        (Some((settings, entry)), Some(ready)) => {
+            Some(Installation::start(settings, entry, ready, metrics, &health)?)
+        }
+        _ => None,
+    };
+    let served = serving.await.context("the plugin socket's loop");
+    if let Some(installation) = installation {
+        installation.stop().await;
+    }
+    log_socket.abort();
+    // Its socket's file goes when the task has.
+    let _ = log_socket.await;
+    served
+}
+
+fn bind(
+    listen: Option<crate::config::Listen>,
+    what: &'static str,
+    setting: &'static str,
+) -> Result<Option<Responder>> {
+    Ok(listen.map(|listen| Responder::bind(listen, what, setting)).transpose()?)
+}
+
+/// The first list of pods is a condition of being ready. What is behind later is not:
+/// known pods are served, and others are asked for one by one.
+fn synced(health: &Health, source: &Pods) {
+    let Pods::Kubernetes(kubernetes) = source else { return };
+    let kubernetes = Arc::clone(kubernetes);
+    health.needs("synced", move || {
+        if kubernetes.synced().borrow().is_complete() {
+            return None;
+        }
+        let why = kubernetes.behind().unwrap_or_else(|| "no list of namespaces yet".to_owned());
+        Some(format!("pods and namespaces of the API server are not known yet: {why}"))
+    });
 }
 
 fn stop_signal() -> Result<impl Future<Output = ()>> {
@@ -86,13 +196,17 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 
 fn hosts() -> Result<Vec<NetnsId>> {
     let mut hosts = vec![Netns::current()?.id()];
-    match Netns::open(Path::new(INIT_NETNS)) {
-        Ok(init) if !hosts.contains(&init.id()) => hosts.push(init.id()),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(
-            reason = %crate::failure::causes(&error),
-            "cannot see the first process' namespace: only the agent's own is refused"
-        ),
+    for path in INIT_NETNS {
+        match Netns::open(Path::new(path)) {
+            Ok(init) if !hosts.contains(&init.id()) => hosts.push(init.id()),
+            Ok(_) => {}
+            // Mounted in a cluster only.
+            Err(_) if path != INIT_NETNS[0] => {}
+            Err(error) => tracing::warn!(
+                reason = %crate::failure::causes(&error),
+                "cannot see the first process' namespace: only the agent's own is refused"
+            ),
+        }
     }
     Ok(hosts)
 }

@@ -188,6 +188,8 @@ impl Readiness {
 /// What happened, for metrics and events; the installer itself logs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum InstallEvent {
+    /// A look begins, which happens twice a minute at least: a sign of life.
+    Looks,
     /// Everything is in place, and was not before or was changed.
     Succeeded,
     /// The binary could not be installed.
@@ -216,7 +218,7 @@ impl InstallEvent {
             Self::Succeeded => Some("SUCCESS"),
             Self::CopyFailed(_) => Some("COPY_BINARIES_FAILURE"),
             Self::ConfigFailed(_) => Some("CREATE_CNI_CONFIG_FAILURE"),
-            Self::Repaired { .. } | Self::Contested { .. } => None,
+            Self::Looks | Self::Repaired { .. } | Self::Contested { .. } => None,
         }
     }
 }

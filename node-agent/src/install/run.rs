@@ -117,6 +117,7 @@ impl Installer {
         let mut progress = Progress { failures: 0, waiting_since: None, last: None };
         loop {
             let mut changed = false;
+            on_event(InstallEvent::Looks);
             let outcome = self.pass(&mut watcher, &mut changed, &on_event);
             let delay = progress.report(outcome, changed, ready, &on_event);
             let paused = watcher.pause(stop, delay.pause);

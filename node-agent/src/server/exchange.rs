@@ -101,7 +101,7 @@ fn parse(bytes: &[u8]) -> Result<Option<(Endpoint, &[u8])>, ExchangeError> {
     if method != "POST" {
         return refuse(405, format!("method {method:?} on {path}: want POST"));
     }
-    let length = match length(head.headers) {
+    let length = match content_length(head.headers) {
         Ok(length) => length,
         Err(what) => return refuse(400, what),
     };
@@ -116,7 +116,12 @@ fn paths() -> String {
     Endpoint::ALL.map(Endpoint::path).join(", ")
 }
 
-fn length(headers: &[httparse::Header<'_>]) -> Result<usize, String> {
+/// The body's length as the headers say it.
+///
+/// # Errors
+///
+/// When they do not, and what is wrong.
+pub(crate) fn content_length(headers: &[httparse::Header<'_>]) -> Result<usize, String> {
     let mut length = None;
     for header in headers {
         if header.name.eq_ignore_ascii_case("transfer-encoding") {
@@ -157,7 +162,8 @@ pub(super) async fn drain(stream: &mut UnixStream) {
     let _ = tokio::time::timeout(DRAIN, all).await;
 }
 
-fn phrase(status: u16) -> &'static str {
+/// A status in words.
+pub(crate) fn phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
         400 => "Bad Request",

@@ -15,9 +15,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wire::code;
-use wire::request::{Answer, Endpoint};
+use wire::request::{Answer, Endpoint, SOCKET_NAME};
 
-pub(crate) use socket::{SocketError, private_directory};
+pub(crate) use exchange::{content_length, phrase};
+pub(crate) use socket::{File as SocketFile, SocketError, bind, private_directory};
 
 /// Requests served at once. Each may hold a thread and a namespace; a node has
 /// room for 110 pods by default, and for 256 with Kubernetes' largest setting.
@@ -31,6 +32,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long requests that are under way may go on after the order to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How often the server's loop goes round at least.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// What is done with a request. Runs on a blocking thread of its own.
 pub(crate) trait Service: Send + Sync + 'static {
@@ -49,6 +53,32 @@ pub(crate) trait Service: Send + Sync + 'static {
         netns: Option<OwnedFd>,
         deadline: std::time::Instant,
     ) -> Result<Answer, Failure>;
+}
+
+/// Hears of what the server does.
+pub(crate) trait Observer: Send + Sync + 'static {
+    /// The server's loop went round.
+    fn beat(&self);
+
+    /// A request has come.
+    fn begun(&self);
+
+    /// It was answered; also for those that are [`Self::begun`] and go away, with the
+    /// endpoint unknown.
+    fn ended(&self, outcome: &Outcome);
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// What was asked for, if that became known.
+    pub(crate) endpoint: Option<Endpoint>,
+    /// HTTP status; 0 when there was nothing to answer.
+    pub(crate) status: u16,
+    /// CNI error code; 0 for success.
+    pub(crate) code: u32,
+    /// From the connection to the answer.
+    pub(crate) took: Duration,
 }
 
 /// Whom a request is for.
@@ -79,19 +109,29 @@ impl Server {
     ///
     /// When either cannot be had, or another agent serves there.
     pub(crate) fn bind(run_dir: &Path) -> Result<Self, SocketError> {
-        let (listener, file) = socket::bind(run_dir)?;
+        let (listener, file) = bind(run_dir, SOCKET_NAME)?;
         Ok(Self { listener, file })
     }
 
     /// Serves until `stop` is ready, then lets requests under way finish for
     /// [`DRAIN`] and removes the socket.
-    pub(crate) async fn run<S: Service>(self, service: Arc<S>, stop: impl Future<Output = ()>) {
+    pub(crate) async fn run<S: Service>(
+        self,
+        service: Arc<S>,
+        observer: Arc<dyn Observer>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let mut beats = tokio::time::interval(BEAT);
         let places = Arc::new(Semaphore::new(MAX_REQUESTS));
         let mut requests = JoinSet::new();
         tokio::pin!(stop);
         loop {
             let stream = tokio::select! {
                 () = &mut stop => break,
+                _ = beats.tick() => {
+                    observer.beat();
+                    continue;
+                }
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
@@ -105,9 +145,9 @@ impl Server {
             // Ends of requests are collected as new ones come.
             while requests.try_join_next().is_some() {}
             let place = Arc::clone(&places).try_acquire_owned().ok();
-            let service = Arc::clone(&service);
+            let (service, observer) = (Arc::clone(&service), Arc::clone(&observer));
             requests.spawn(async move {
-                converse(stream, service, place.is_some()).await;
+                converse(stream, service, &*observer, place.is_some()).await;
                 drop(place);
             });
         }
@@ -126,7 +166,13 @@ impl Server {
 }
 
 /// One connection from its first byte to its last.
-async fn converse<S: Service>(mut stream: UnixStream, service: Arc<S>, has_place: bool) {
+async fn converse<S: Service>(
+    mut stream: UnixStream,
+    service: Arc<S>,
+    observer: &dyn Observer,
+    has_place: bool,
+) {
+    let begun = Instant::now();
     match exchange::is_root(&stream) {
         Ok(true) => {}
         Ok(false) => {
@@ -140,15 +186,27 @@ async fn converse<S: Service>(mut stream: UnixStream, service: Arc<S>, has_place
             return;
         }
     }
+    observer.begun();
+    let mut endpoint = None;
     let outcome = if has_place {
-        request(&mut stream, service).await
+        request(&mut stream, service, &mut endpoint).await
     } else {
         Err(refused(overloaded(), None))
     };
+    let ended = |status, code| {
+        observer.ended(&Outcome { endpoint, status, code, took: begun.elapsed() });
+    };
     let (status, body) = match outcome {
-        Ok(answer) => (200, serde_json::to_vec(&answer).unwrap_or_default()),
-        Err(ExchangeError::Refused(failure)) => (failure.status, failure.error.to_json()),
+        Ok(answer) => {
+            ended(200, 0);
+            (200, serde_json::to_vec(&answer).unwrap_or_default())
+        }
+        Err(ExchangeError::Refused(failure)) => {
+            ended(failure.status, failure.error.code);
+            (failure.status, failure.error.to_json())
+        }
         Err(error) => {
+            ended(0, 0);
             tracing::debug!(reason = %crate::failure::causes(&error), "no request arrived");
             return;
         }
@@ -164,6 +222,7 @@ async fn converse<S: Service>(mut stream: UnixStream, service: Arc<S>, has_place
 async fn request<S: Service>(
     stream: &mut UnixStream,
     service: Arc<S>,
+    asked: &mut Option<Endpoint>,
 ) -> Result<Answer, ExchangeError> {
     let begun = Instant::now();
     let request = match tokio::time::timeout(READ_TIMEOUT, exchange::read(stream)).await {
@@ -178,6 +237,7 @@ async fn request<S: Service>(
     let caller = service.caller(&request.body);
     let deadline = begun + caller.limit;
     let endpoint = request.endpoint;
+    *asked = Some(endpoint);
     let worker = tokio::task::spawn_blocking(move || {
         service.serve(endpoint, &request.body, request.netns, deadline.into_std())
     });

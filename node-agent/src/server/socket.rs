@@ -6,7 +6,6 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
-use wire::request::SOCKET_NAME;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +56,7 @@ pub(crate) enum SocketError {
 
 /// The socket's file; removed on drop unless it is another one by then.
 #[derive(Debug)]
-pub(super) struct File {
+pub(crate) struct File {
     path: PathBuf,
     inode: u64,
 }
@@ -94,14 +93,14 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), SocketError> {
     Ok(())
 }
 
-/// Makes the run directory and listens in it.
+/// Makes the run directory and listens in it, for root only.
 ///
 /// # Errors
 ///
 /// See [`SocketError`].
-pub(super) fn bind(run_dir: &Path) -> Result<(UnixListener, File), SocketError> {
+pub(crate) fn bind(run_dir: &Path, name: &str) -> Result<(UnixListener, File), SocketError> {
     private_directory(run_dir)?;
-    let path = run_dir.join(SOCKET_NAME);
+    let path = run_dir.join(name);
     let failed = |source| SocketError::Bind { path: path.clone(), source };
     match fs::symlink_metadata(&path) {
         Ok(meta) if !meta.file_type().is_socket() => {

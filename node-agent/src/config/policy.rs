@@ -1,85 +1,28 @@
-//! The command line and the environment: the one place where either is read.
+//! What decides about pods.
 
-use crate::backend::Choice;
-use crate::log;
-use crate::source::SourceArgs;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use super::{Switch, switch};
+use crate::install::PluginEntry;
+use clap::Args;
 use redirect::enroll::Config;
 use redirect::net::{Cidr, Owner};
 use redirect::plan::Groups;
-use redirect::pod::parse_bool;
 use redirect::selector::EnablementSelector;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use sys::iptables::{Search, Variant};
-
-/// The agent of each node of an Istio mesh, and its command line.
-#[derive(Debug, Parser)]
-#[command(name = "sluice", version, about)]
-pub(crate) struct Cli {
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
-
-/// What to do.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Serve the CNI plugin of this node (needs root).
-    Agent(AgentArgs),
-    /// Say what would happen to a pod, why, and what of its traffic is captured.
-    Explain(ExplainArgs),
-    /// Print the rules of a pod, as iptables-restore, ip6tables-restore or nft load them.
-    Rules(RulesArgs),
-}
-
-/// Options of `agent`.
-#[derive(Debug, Args)]
-pub(crate) struct AgentArgs {
-    #[command(flatten)]
-    pub(crate) source: SourceArgs,
-    /// Directory of the plugin's socket and of the records of sandboxes.
-    #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR", default_value = wire::request::DEFAULT_RUN_DIR)]
-    pub(crate) run_dir: PathBuf,
-    /// What programs the pods' namespaces.
-    #[arg(long, value_enum, env = "SLUICE_BACKEND", default_value = "auto")]
-    backend: Choice,
-    /// Istio's setting: true means nftables; anything else is up to --backend.
-    #[arg(long, env = "NATIVE_NFTABLES", action = clap::ArgAction::Set, value_parser = boolean, default_value = "false", hide = true)]
-    native_nftables: bool,
-    /// With iptables: the kind of tool to use, legacy or nft, whatever else is installed.
-    #[arg(long, value_name = "KIND", env = "FORCE_IPTABLES_BINARY", value_parser = variant)]
-    force_iptables_binary: Option<ForcedVariant>,
-    /// How a log line looks.
-    #[arg(long, value_enum, env = "SLUICE_LOG_FORMAT", default_value = "text")]
-    pub(crate) log_format: log::Format,
-    /// What is logged: error, warn, info, debug, trace, or a list of target=level.
-    #[arg(long, value_name = "LEVEL", env = "SLUICE_LOG", default_value = "info")]
-    pub(crate) log_level: String,
-    #[command(flatten)]
-    pub(crate) policy: PolicyArgs,
-}
-
-impl AgentArgs {
-    /// Which iptables tools to look for.
-    pub(crate) fn search(&self) -> Search {
-        Search { force: self.force_iptables_binary.and_then(|kind| kind.0), ..Search::default() }
-    }
-
-    /// The backend that is asked for.
-    pub(crate) fn choice(&self) -> Choice {
-        match self.backend {
-            Choice::Auto if self.native_nftables => Choice::Nftables,
-            other => other,
-        }
-    }
-}
+use std::path::Path;
 
 /// What decides about pods; the environment's names are Istio's (reference 2.2, 2.7).
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArgs {
     /// Ambient mode is on.
-    #[arg(long, env = "AMBIENT_ENABLED", value_name = "BOOL", action = clap::ArgAction::Set, value_parser = boolean, default_value = "false")]
-    ambient_enabled: bool,
+    #[arg(
+        long,
+        env = "AMBIENT_ENABLED",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_parser = switch,
+        default_value = "false"
+    )]
+    pub(super) ambient_enabled: Switch,
     /// Which pods are ambient: a YAML list of {podSelector, namespaceSelector}.
     #[arg(
         long,
@@ -87,13 +30,13 @@ pub(crate) struct PolicyArgs {
         value_name = "YAML",
         allow_hyphen_values = true
     )]
-    ambient_enablement_selector: Option<String>,
+    pub(super) ambient_enablement_selector: Option<String>,
     /// Namespaces that are left alone, separated by commas.
     #[arg(long, env = "EXCLUDE_NAMESPACES", value_name = "LIST", default_value = "")]
-    exclude_namespaces: String,
+    pub(super) exclude_namespaces: String,
     /// Namespace of the agent's own pods.
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", default_value = "")]
-    agent_namespace: String,
+    pub(super) agent_namespace: String,
     /// Groups whose outbound traffic is captured, ids or names separated by commas; * is all.
     #[arg(long, env = "ISTIO_OUTBOUND_OWNER_GROUPS", value_name = "LIST", default_value = "*")]
     outbound_owner_groups: String,
@@ -160,7 +103,39 @@ impl PolicyArgs {
     ///
     /// Names the option, the value and what is allowed.
     pub(crate) fn config_with_names(&self) -> Result<Config, ConfigError> {
+        if let Some(odd) = self.ambient_enabled.odd() {
+            return Err(ConfigError::Value {
+                option: "--ambient-enabled",
+                value: odd.to_owned(),
+                problem: "want true or false".to_owned(),
+            });
+        }
         self.build(None)
+    }
+
+    /// The same for the plugin's entry in the CNI configuration.
+    ///
+    /// # Errors
+    ///
+    /// When the selectors are no YAML.
+    pub(super) fn entry(&self) -> Result<PluginEntry, ConfigError> {
+        let yaml = self.ambient_enablement_selector.as_deref().unwrap_or_default();
+        let enablement_selectors = if yaml.trim().is_empty() {
+            serde_json::Value::Array(Vec::new())
+        } else {
+            serde_saphyr::from_str(yaml).map_err(|error| ConfigError::Value {
+                option: "--ambient-enablement-selector",
+                value: yaml.to_owned(),
+                problem: error.without_snippet().to_string(),
+            })?
+        };
+        Ok(PluginEntry {
+            ambient_enabled: self.ambient_enabled.is_on(),
+            enablement_selectors,
+            exclude_namespaces: items(&self.exclude_namespaces).map(str::to_owned).collect(),
+            pod_namespace: self.agent_namespace.clone(),
+            ..PluginEntry::default()
+        })
     }
 
     fn build(&self, groups: Option<&Path>) -> Result<Config, ConfigError> {
@@ -185,13 +160,15 @@ impl PolicyArgs {
         }
         let enablement_selectors = match &self.ambient_enablement_selector {
             None => default.enablement_selectors,
+            // As in Istio: no selector, no ambient pod.
+            Some(yaml) if yaml.trim().is_empty() => Vec::new(),
             Some(yaml) => serde_saphyr::from_str::<Vec<EnablementSelector>>(yaml).map_err(|e| {
                 let problem = e.without_snippet().to_string();
                 wrong("--ambient-enablement-selector", yaml, problem)
             })?,
         };
         Ok(Config {
-            ambient_enabled: self.ambient_enabled,
+            ambient_enabled: self.ambient_enabled.is_on(),
             enablement_selectors,
             exclude_namespaces: items(&self.exclude_namespaces).map(str::to_owned).collect(),
             agent_namespace: self.agent_namespace.clone(),
@@ -237,102 +214,10 @@ fn group_id(text: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// A kind of iptables; none when the setting is empty, as a chart writes "not set".
-#[derive(Debug, Clone, Copy)]
-struct ForcedVariant(Option<Variant>);
-
-fn variant(text: &str) -> Result<ForcedVariant, String> {
-    if text.is_empty() {
-        return Ok(ForcedVariant(None));
-    }
-    text.parse().map(|kind| ForcedVariant(Some(kind))).map_err(|error| format!("{error}"))
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
-    // Empty is how a chart writes "not set".
-    if text.is_empty() {
-        return Ok(false);
-    }
-    parse_bool(text).ok_or_else(|| "want true or false".to_owned())
-}
-
-/// Options of `explain`.
-#[derive(Debug, Args)]
-pub(crate) struct ExplainArgs {
-    /// A Pod manifest, YAML or JSON, with its Namespace in the same file if there is one; - is standard input.
-    #[arg(value_name = "POD.yaml")]
-    pub(crate) manifest: PathBuf,
-    /// How the answer looks.
-    #[arg(long, value_enum, default_value = "text")]
-    pub(crate) format: ExplainFormat,
-    #[command(flatten)]
-    pub(crate) addresses: AddressArgs,
-    #[command(flatten)]
-    pub(crate) policy: PolicyArgs,
-}
-
-/// How an explanation looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ExplainFormat {
-    /// Sentences.
-    Text,
-    /// One JSON object.
-    Json,
-}
-
-/// The addresses of a pod that does not run.
-#[derive(Debug, Args)]
-pub(crate) struct AddressArgs {
-    /// Addresses of the pod in the kernel's order, separated by commas: they decide about IPv6.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "10.0.0.5")]
-    pub(crate) addresses: Vec<IpAddr>,
-}
-
-/// Options of `rules`.
-#[derive(Debug, Args)]
-#[group(id = "input", required = true, multiple = false, args = ["pod", "case"])]
-pub(crate) struct RulesArgs {
-    /// A Pod manifest, YAML or JSON; - is standard input.
-    #[arg(long, value_name = "POD.yaml")]
-    pub(crate) pod: Option<PathBuf>,
-    /// A conformance case: JSON with `config` (capture options) or `pod`; - is standard input.
-    #[arg(long, value_name = "CASE.json")]
-    pub(crate) case: Option<PathBuf>,
-    /// What loads the rules.
-    #[arg(long, value_enum, default_value = "iptables")]
-    pub(crate) format: RulesFormat,
-    /// Print exactly the rules that another product's tool of this format writes.
-    #[arg(long, value_enum)]
-    pub(crate) compat: Option<Compat>,
-    #[command(flatten)]
-    pub(crate) addresses: AddressArgs,
-    #[command(flatten)]
-    pub(crate) policy: PolicyArgs,
-}
-
-/// What loads the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RulesFormat {
-    /// iptables-restore (IPv4).
-    Iptables,
-    /// ip6tables-restore (IPv6; nothing when the pod has none).
-    Ip6tables,
-    /// nft -f.
-    Nft,
-    /// A program: every dialect's lines by table, with addresses and routes.
-    Json,
-}
-
-/// Whose exact rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Compat {
-    /// Istio's.
-    Istio,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     fn policy(args: &[&str]) -> Result<Config, ConfigError> {
         #[derive(Parser)]
@@ -341,12 +226,6 @@ mod tests {
             policy: PolicyArgs,
         }
         Only::parse_from([&["x"], args].concat()).policy.config()
-    }
-
-    #[test]
-    fn the_command_line_is_sound() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
     }
 
     #[test]
