@@ -118,6 +118,8 @@ pub(super) struct Reflector<S> {
 
 /// How a watch ended.
 enum End {
+    /// It was a list only: watch from the version.
+    Listed(String),
     /// In order: go on from the version.
     Closed(String),
     /// The version is too old: list anew.
@@ -148,9 +150,9 @@ impl<S: Sink> Reflector<S> {
                 backoff.reset();
             }
             match result {
+                Ok(End::Listed(next)) => version = Some(next),
                 Ok(End::Closed(next)) => {
                     version = Some(next);
-                    self.sink.report(None);
                     // A server that ends each watch at once must not be hammered.
                     if begun.elapsed() < NUDGE {
                         tokio::time::sleep(backoff.next(None)).await;
@@ -207,7 +209,7 @@ impl<S: Sink> Reflector<S> {
                 other => return other,
             }
         }
-        self.paged().await.map(End::Closed).map_err(|error| (error, None))
+        self.paged().await.map(End::Listed).map_err(|error| (error, None))
     }
 
     async fn streamed(&self) -> Result<End, Broken> {
