@@ -18,6 +18,7 @@ mod record;
 mod responder;
 mod rules;
 mod server;
+mod snapshot;
 mod source;
 
 use clap::Parser;

@@ -1,5 +1,6 @@
 //! ADD: decide, program, prove, record, answer.
 
+use super::hints::Known;
 use super::{Agent, answer, in_time, sandbox};
 use crate::backend::Programmed;
 use crate::failure::{Failure, causes};
@@ -42,7 +43,10 @@ impl Agent {
             ));
         }
         let netns = self.netns(request, fd)?;
-        let found = self.find(request, deadline)?;
+        let found = match self.look_up(request, sandbox.as_ref(), &netns, deadline)? {
+            Known::Pod(found) => found,
+            Known::Outside(reason) => return Ok(answer(Decision::Skip, reason)),
+        };
         let pod = &found.pod;
         let decision = decide(pod, found.namespace.as_ref(), &self.config).map_err(|error| {
             Failure::new(code::UNKNOWN_POD, error.to_string(), self.source.namespace_advice())
@@ -73,7 +77,7 @@ impl Agent {
         }
     }
 
-    fn capture(
+    pub(super) fn capture(
         &self,
         request: &PodRequest,
         sandbox: Option<&SandboxId>,
@@ -101,6 +105,9 @@ impl Agent {
                     "make room on the file system of the agent's run directory; the sandbox is captured but not started",
                 )
             })?;
+        }
+        if let Some(id) = sandbox {
+            self.audit.forget(id);
         }
         log(pod, netns, &done.programmed, &report, sandbox.is_none());
         Ok(answer(Decision::Sidecar, report.to_string()))

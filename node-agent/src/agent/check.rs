@@ -84,6 +84,7 @@ impl Agent {
             return Ok(answer(Decision::Done, "nothing is recorded without a container id"));
         };
         let _turns = self.turns(Some(&id), None, deadline)?;
+        self.audit.forget(&id);
         let removed = self.records.remove(&id).map_err(|error| {
             Failure::new(code::IO_FAILURE, causes(&error), "the record stays; GC removes it later")
         })?;

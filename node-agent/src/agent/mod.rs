@@ -2,8 +2,10 @@
 //! `redirect` the decisions, `sys` the effects; this brings them together.
 
 mod add;
+mod audit;
 mod busy;
 mod check;
+mod hints;
 mod start;
 
 pub(crate) use start::run;
@@ -12,7 +14,9 @@ use crate::backend::NodeBackend;
 use crate::failure::{Failure, causes};
 use crate::record::{Records, SandboxId};
 use crate::server::{Caller, Service};
+use crate::snapshot::Keeper;
 use crate::source::{Found, Missing, Pods, Wanted};
+use audit::Audit;
 use busy::{Busy, Key, Turn};
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
@@ -46,6 +50,10 @@ pub(crate) struct Agent {
     /// Namespaces that are never programmed: the agent's own, and that of pid 1.
     /// The first is the one the agent proves arrivals from.
     hosts: Vec<NetnsId>,
+    /// What the plugin has for the time without an agent.
+    keeper: Keeper,
+    /// What passed unseen.
+    audit: Audit,
 }
 
 impl Service for Agent {
@@ -97,6 +105,19 @@ fn answer(decision: Decision, reason: impl Into<String>) -> Answer {
 }
 
 impl Agent {
+    /// An agent that keeps its files in a run directory.
+    pub(crate) fn new(
+        source: Pods,
+        config: Config,
+        backend: NodeBackend,
+        records: Records,
+        hosts: Vec<NetnsId>,
+        run_dir: &Path,
+    ) -> Self {
+        let (keeper, audit) = (Keeper::new(run_dir), Audit::new(run_dir));
+        Self { source, config, backend, records, busy: Busy::default(), hosts, keeper, audit }
+    }
+
     /// The pod's namespace: the descriptor that came along or, from Istio's plugin,
     /// the path. Never the host's.
     fn netns(&self, request: &PodRequest, fd: Option<OwnedFd>) -> Result<Netns, Failure> {

@@ -12,7 +12,7 @@ pub(crate) mod manifest;
 mod pods;
 mod watch;
 
-pub(crate) use pods::{Pods, SourceArgs};
+pub(crate) use pods::{Pods, SourceArgs, View};
 
 use manifest::{ManifestError, Objects};
 use redirect::pod::{Namespace, Pod};
@@ -179,6 +179,17 @@ impl Directory {
                 files = self.lock();
             }
         }
+    }
+
+    /// Everything that is known. Of several of one name, only the last file's counts.
+    fn all(&self) -> (Vec<Pod>, Vec<Namespace>) {
+        let files = self.lock();
+        let (mut pods, mut namespaces) = (BTreeMap::new(), BTreeMap::new());
+        for objects in files.values().map(|file| &file.objects) {
+            pods.extend(objects.pods.iter().map(|p| ((&p.namespace, &p.name), p)));
+            namespaces.extend(objects.namespaces.iter().map(|n| (&n.name, n)));
+        }
+        (pods.into_values().cloned().collect(), namespaces.into_values().cloned().collect())
     }
 
     /// Number of pods and namespaces.

@@ -1,8 +1,10 @@
 //! Either source of pods, as the agent asks it.
 
+use super::kubernetes::object::{PodName, Seen};
 use super::kubernetes::{Interest, Kubernetes, KubernetesArgs};
 use super::{Directory, Found, Missing, Wanted};
 use anyhow::Result;
+use redirect::pod::{Namespace, Pod};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +40,17 @@ pub(crate) enum Pods {
     Kubernetes(Arc<Kubernetes>),
 }
 
+/// All that a source knows at a moment.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    /// This node's pods.
+    pub(crate) pods: Vec<Pod>,
+    /// Namespaces, where they were asked for.
+    pub(crate) namespaces: Vec<Namespace>,
+    /// What is not here does not exist: the first lists are complete.
+    pub(crate) complete: bool,
+}
+
 impl Pods {
     /// Opens the one that is asked for. Must be called in the runtime.
     ///
@@ -64,6 +77,36 @@ impl Pods {
                 let left = deadline.saturating_duration_since(now);
                 kubernetes.wait(wanted, deadline - RESERVE.min(left / 4))
             }
+        }
+    }
+
+    /// Whether [`Pods::wait`] has an answer at once, whatever it is.
+    pub(crate) fn is_known(&self, wanted: Wanted<'_>) -> bool {
+        match self {
+            Self::Directory(directory) => directory.wait(wanted, Instant::now()).is_ok(),
+            Self::Kubernetes(kubernetes) => {
+                let (namespace, name) = (wanted.namespace.to_owned(), wanted.name.to_owned());
+                let seen = kubernetes.pod(&PodName { namespace, name });
+                seen.is_some_and(|seen| match &*seen {
+                    Seen::Usable(pod) => wanted.uid.is_empty() || pod.has_uid(wanted.uid),
+                    Seen::Unusable { .. } => true,
+                })
+            }
+        }
+    }
+
+    /// Everything that is known now, and the namespaces with it when they count.
+    pub(crate) fn view(&self, with_namespaces: bool) -> View {
+        match self {
+            Self::Directory(directory) => {
+                let (pods, namespaces) = directory.all();
+                View { pods, namespaces, complete: true }
+            }
+            Self::Kubernetes(kubernetes) => View {
+                pods: kubernetes.pods().into_iter().map(|pod| pod.facts).collect(),
+                namespaces: if with_namespaces { kubernetes.namespaces() } else { Vec::new() },
+                complete: kubernetes.synced().borrow().is_complete(),
+            },
         }
     }
 

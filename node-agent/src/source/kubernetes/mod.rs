@@ -29,6 +29,7 @@ use changes::Changes;
 use client::Api;
 use object::{NodePod, PodName, Scope, Seen};
 
+use redirect::pod::Namespace;
 use reflector::{Reflector, Shared};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,6 +143,11 @@ impl Kubernetes {
     /// All pods of this node that can be decided about, as last seen.
     pub(crate) fn pods(&self) -> Vec<NodePod> {
         self.store.usable()
+    }
+
+    /// All namespaces, as last seen.
+    pub(crate) fn namespaces(&self) -> Vec<Namespace> {
+        self.store.namespaces()
     }
 
     /// Why the pods may not be up to date; `None` while they are.

@@ -8,6 +8,7 @@
 use super::changes::{Changes, Queue};
 use super::flight::{Flight, Target};
 use super::object::{Labels, NodePod, PodName, Seen};
+use redirect::pod::Namespace;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
@@ -141,6 +142,13 @@ impl Store {
             Seen::Unusable { .. } => None,
         })
         .collect()
+    }
+
+    /// All namespaces.
+    pub(super) fn namespaces(&self) -> Vec<Namespace> {
+        let inner = self.lock();
+        let all = inner.namespaces.objects.iter();
+        all.map(|(name, (labels, _))| labels.unpack(name)).collect()
     }
 
     /// Names of pods that change from now on, those that are known first.
