@@ -3,7 +3,7 @@
 mod installer;
 mod selftest;
 
-use super::Agent;
+use super::{Agent, Busy};
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
 use crate::health::Health;
@@ -70,6 +70,15 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
             nix::unistd::geteuid()
         );
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    // First: as the first process of a container it would not even be killed by a
+    // signal that nobody waits for.
+    let stop = runtime.block_on(async { stop_signal() })?;
     let config = args.policy().config()?;
     let installation = args.installation(entry)?;
     let backend = NodeBackend::choose(args.choice(), &args.search())?;
@@ -79,14 +88,8 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
         with = backend.describe(),
         "backend proved in a scratch namespace"
     );
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .max_blocking_threads(BLOCKING)
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
     let prepared = Prepared { args, run_dir: args.run_dir(), config, backend, installation };
-    let result = runtime.block_on(serve(prepared));
+    let result = runtime.block_on(serve(prepared, stop));
     // A step that hangs must not keep the process: its request was answered.
     runtime.shutdown_background();
     if result.is_ok() {
@@ -95,10 +98,11 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
     result
 }
 
-async fn serve(prepared: Prepared<'_>) -> Result<()> {
+async fn serve(
+    prepared: Prepared<'_>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
     let Prepared { args, run_dir, config, backend, installation } = prepared;
-    // Before the sockets, or a signal in between would kill without cleaning up.
-    let stop = stop_signal()?;
     let health = Arc::new(Health::default());
     let health_port =
         bind(args.health(), "/healthz and /readyz", "--health-address (SLUICE_HEALTH_ADDRESS)")?;
@@ -110,14 +114,7 @@ async fn serve(prepared: Prepared<'_>) -> Result<()> {
     let installed = installation.as_ref().map(|_| installer::condition(&health));
     let kind = backend.kind().to_string();
     let metrics = Arc::new(Metrics::new(Arc::clone(&health), source.clone(), kind));
-    let runs = health.beats("runtime", SILENCE);
-    tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            ticks.tick().await;
-            runs.beat();
-        }
-    });
+    tick(&health);
     if let Some(port) = health_port {
         let health = Arc::clone(&health);
         tokio::spawn(port.run(move |path| health.page(path)));
@@ -134,9 +131,7 @@ async fn serve(prepared: Prepared<'_>) -> Result<()> {
     let records = Records::open(&run_dir)?;
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
     let hosts = hosts()?;
-    let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
-    let agent = Arc::new(agent);
-    agent.keep_house()?;
+    let agent = Arc::new(Agent { source, config, backend, records, busy: Busy::default(), hosts });
     tokio::spawn(self_test.run(Arc::clone(&agent), run_dir, Arc::clone(&health)));
     let beat = health.beats("plugin socket", SILENCE);
     let observer = Arc::new(Served { metrics: Arc::clone(&metrics), beat });
@@ -161,6 +156,18 @@ async fn serve(prepared: Prepared<'_>) -> Result<()> {
     // Its socket's file goes when the task has.
     let _ = log_socket.await;
     served
+}
+
+/// The runtime's own sign of life.
+fn tick(health: &Health) {
+    let beat = health.beats("runtime", SILENCE);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            ticks.tick().await;
+            beat.beat();
+        }
+    });
 }
 
 fn bind(

@@ -62,6 +62,9 @@ pub(crate) struct AgentArgs {
         allow_negative_numbers = true
     )]
     monitoring_port: Option<Integer>,
+    /// Print the settings that are in force, as JSON, and end.
+    #[arg(long)]
+    pub(crate) print_config: bool,
     #[command(flatten)]
     pub(super) policy: PolicyArgs,
     #[command(flatten)]
@@ -82,9 +85,6 @@ pub(crate) struct AgentArgs {
     pub(super) repair: RepairArgs,
     #[command(flatten)]
     pub(super) unused: UnusedArgs,
-    /// Print the settings that are in force, as JSON, and end.
-    #[arg(long)]
-    pub(crate) print_config: bool,
 }
 
 impl AgentArgs {

@@ -10,8 +10,6 @@ use std::time::Duration;
 /// Options of `cleanup`.
 #[derive(Debug, Args)]
 pub(crate) struct CleanupArgs {
-    #[command(flatten)]
-    install: InstallArgs,
     /// Then stay, and take out what an agent installs again, until told to stop.
     #[arg(long, conflicts_with = "wait_for_daemonset")]
     pub(crate) hold: bool,
@@ -29,6 +27,8 @@ pub(crate) struct CleanupArgs {
     pub(crate) namespace: String,
     #[command(flatten)]
     pub(crate) kubernetes: KubernetesArgs,
+    #[command(flatten)]
+    install: InstallArgs,
 }
 
 impl CleanupArgs {

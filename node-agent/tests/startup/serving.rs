@@ -4,6 +4,7 @@ use crate::machine::{Machine, PRIMARY, cleanup, mode, program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
 use sys::netns::within;
@@ -205,4 +206,41 @@ fn cleanup_says_what_it_could_not_do() {
     let (code, said) = cleanup(&machine, &waiting);
     assert_eq!(code, Some(1));
     assert!(said.contains("n/x: not done within 1 s"), "{said}");
+}
+
+/// The Job of the chart's hook waits for its DaemonSet.
+#[test]
+fn cleanup_waits_for_every_node() {
+    let machine = Machine::new();
+    let api = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("--api-url=http://{}", api.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let mut asked = Vec::new();
+        for ready in [1, 2] {
+            let (mut stream, _) = api.accept().unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            asked.push(String::from_utf8_lossy(&request[..length]).into_owned());
+            let set = json!({"kind": "DaemonSet", "metadata": {"generation": 1}, "status": {"observedGeneration": 1,
+                "desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "numberReady": ready}})
+            .to_string();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                set.len()
+            );
+            stream.write_all((head + &set).as_bytes()).unwrap();
+        }
+        asked
+    });
+    let (code, said) =
+        cleanup(&machine, &["--wait-for-daemonset=x", "--namespace=n", "--timeout=60s", &url]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("1 of 2 nodes are done"), "{said}");
+    for request in server.join().unwrap() {
+        assert!(
+            request.starts_with("GET /apis/apps/v1/namespaces/n/daemonsets/x HTTP/1.1"),
+            "{request}"
+        );
+    }
+    assert_eq!(machine.chain(), ["bridge"], "it touches nothing");
 }
