@@ -3,7 +3,7 @@
 mod installer;
 mod selftest;
 
-use super::{Agent, Busy};
+use super::Agent;
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
 use crate::health::Health;
@@ -131,7 +131,9 @@ async fn serve(
     let records = Records::open(&run_dir)?;
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
     let hosts = hosts()?;
-    let agent = Arc::new(Agent { source, config, backend, records, busy: Busy::default(), hosts });
+    let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
+    let agent = Arc::new(agent);
+    agent.keep_house()?;
     tokio::spawn(self_test.run(Arc::clone(&agent), run_dir, Arc::clone(&health)));
     let beat = health.beats("plugin socket", SILENCE);
     let observer = Arc::new(Served { metrics: Arc::clone(&metrics), beat });
