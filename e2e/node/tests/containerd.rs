@@ -45,10 +45,16 @@ fn say(what: &str) {
 /// A connection: from inside the sandbox, as whom, to where, and who must accept it.
 type Expected = (bool, Identity, IpAddr, u16, (&'static str, u16));
 
+/// One backend behind each version: what a runtime does is the same for both.
+fn backend(runtime: &Runtime) -> &'static str {
+    if runtime.name == "containerd-2" { "iptables" } else { "nftables" }
+}
+
 /// A node with containerd, agent and chain, and a record of what is asked.
 struct Scene {
     containerd: Containerd,
     record: Record,
+    backend: &'static str,
     _world: Running,
     cluster: Cluster,
 }
@@ -60,17 +66,26 @@ impl Scene {
         let record = scratch.path().join("calls.jsonl");
         // The agent too is replaced while it runs: a copy of its own.
         let sluice = scratch.dir("bin").unwrap().join("sluice");
-        replace(&cluster.programs.sluice, &sluice, b"");
+        replace(&cluster.programs.sluice, &sluice, "");
         cluster.programs.sluice = sluice;
         let ours = &mut cluster.list.plugins[1].config;
         ours.insert("capabilities".to_owned(), json!({ANNOTATIONS: true, "cgroupPath": true}));
         let record = Record::of(&mut cluster.list, record);
-        cluster.start_agent("nftables").unwrap();
+        let backend = backend(runtime);
+        cluster.start_agent(backend).unwrap();
         let world = cluster.serve_world(&[80, 8443]).unwrap();
         let (host, plugin) = (&cluster.node.host, &cluster.programs.plugin);
         let start = Containerd::start(host, plugin, (packages, runtime), &cluster.list);
         let containerd = start.unwrap();
-        Self { containerd, record, _world: world, cluster }
+        Self { containerd, record, backend, _world: world, cluster }
+    }
+
+    fn start_agent(&mut self) {
+        self.cluster.start_agent(self.backend).unwrap();
+    }
+
+    fn kill_agent(&mut self) {
+        self.cluster.agent.take().unwrap().kill().unwrap();
     }
 
     /// Publishes a pod and runs its sandbox.
@@ -168,13 +183,12 @@ fn annotations() -> Value {
 }
 
 /// A program in the place of another, as an upgrade does it, also while that runs.
-fn replace(from: &Path, to: &Path, more: &[u8]) {
-    let hidden = to.with_extension("part");
-    let mut content = std::fs::read(from).unwrap();
-    content.extend_from_slice(more);
-    std::fs::write(&hidden, content).unwrap();
-    Program::new("chmod").arg("0755").arg(&hidden).check().unwrap();
-    std::fs::rename(&hidden, to).unwrap();
+fn replace(from: &Path, to: &Path, more: &str) {
+    // By another process: whoever starts a program while this one writes a file has it
+    // open too for a moment, and nobody can execute it ("Text file busy").
+    let script = "cp \"$1\" \"$2.part\" && printf %s \"$3\" >>\"$2.part\" && mv \"$2.part\" \"$2\"";
+    let program = Program::new("sh").args(["-c", script, "replace"]).arg(from).arg(to);
+    program.arg(more).check().unwrap();
 }
 
 /// A sandbox from its start to its end: what containerd asks, and what is left.
@@ -268,25 +282,27 @@ fn agent_and_plugin_are_replaced_under_running_sandboxes() {
         let pod = |name: &str| sidecar_pod(NAMESPACE, name, &annotations(), &[]);
         let (old, other) = (scene.run(&pod("old")).unwrap(), scene.run(&pod("other")).unwrap());
 
-        scene.cluster.agent.take().unwrap().kill().unwrap();
+        scene.kill_agent();
         let said = scene.refused(&pod("early"));
         let socket = scene.cluster.directories.run.join("pluginevent.sock");
         for word in ["type=\"istio-cni\"", "agent", &socket.display().to_string(), "kubectl"] {
             assert!(said.contains(word), "{version}: no {word} in: {said}");
         }
         assert_refused_cleanly(&scene, 2);
-        // Pods end without the agent; what it knows of them goes when it is back.
-        scene.containerd.stop(&other.id).unwrap();
-        scene.containerd.remove(&other.id).unwrap();
+        // Pods end without the agent.
+        let other_id = other.id.clone();
+        drop(other);
+        scene.containerd.stop(&other_id).unwrap();
+        scene.containerd.remove(&other_id).unwrap();
         assert_eq!(scene.links(), 1, "{version}");
 
         // The same programs by content, but not by file or hash.
         let plugin = scene.cluster.node.host.scratch().path().join("bin/istio-cni");
-        replace(&scene.cluster.programs.plugin, &plugin, b"\n");
+        replace(&scene.cluster.programs.plugin, &plugin, "\n");
         scene.containerd.install(&plugin).unwrap();
         let sluice = scene.cluster.programs.sluice.clone();
-        replace(&sluice, &sluice, b"\n");
-        scene.cluster.start_agent("nftables").unwrap();
+        replace(&sluice, &sluice, "\n");
+        scene.start_agent();
         let new = scene.run(&pod("early")).unwrap();
         {
             let _servers = (scene.serve(&old), scene.serve(&new));
@@ -296,12 +312,12 @@ fn agent_and_plugin_are_replaced_under_running_sandboxes() {
         assert!(scene.has_record(&old.id) && scene.has_record(&new.id), "{version}");
 
         // The next upgrade comes while the agent of this one still runs.
-        replace(&sluice, &sluice, b"\n");
-        replace(&plugin, &plugin, b"\n");
+        replace(&sluice, &sluice, "\n");
+        replace(&plugin, &plugin, "\n");
         scene.containerd.install(&plugin).unwrap();
         let between = scene.run(&pod("between")).unwrap();
-        scene.cluster.agent.take().unwrap().kill().unwrap();
-        scene.cluster.start_agent("nftables").unwrap();
+        scene.kill_agent();
+        scene.start_agent();
         for sandbox in [old, new, between] {
             let id = sandbox.id.clone();
             drop(sandbox);
@@ -338,7 +354,7 @@ fn without_the_agent_pods_outside_of_the_mesh_start() {
     for runtime in runtimes {
         let mut scene = Scene::create(&packages, &runtime, &Network::default());
         let version = scene.containerd.name().to_owned();
-        scene.cluster.agent.take().unwrap().kill().unwrap();
+        scene.kill_agent();
         leave_snapshot(&scene);
         let plain = scene.run(&plain_pod(NAMESPACE, "plain")).unwrap();
         {
@@ -397,7 +413,7 @@ fn the_network_is_ready_when_the_agent_is() {
         scene.assert_fates(&sandbox, true);
     }
 
-    scene.cluster.agent.take().unwrap().kill().unwrap();
+    scene.kill_agent();
     let before = asked(&scene);
     let network = scene.containerd.network().unwrap();
     assert!(!network.status, "{network:?}");
@@ -405,7 +421,7 @@ fn the_network_is_ready_when_the_agent_is() {
     // Ours said no, so the plugin after it was not asked.
     assert_eq!(asked(&scene), before);
 
-    scene.cluster.start_agent("nftables").unwrap();
+    scene.start_agent();
     let end = Instant::now() + Duration::from_secs(5);
     while !scene.containerd.network().unwrap().status {
         assert!(Instant::now() < end, "{:?}", scene.containerd.network());
@@ -421,7 +437,7 @@ fn what_is_no_pod_is_let_pass() {
     let Some((packages, _)) = runtimes() else { return };
     let one = packages.containerd_1();
     let mut scene = Scene::create(&packages, &one, &Network::default());
-    scene.cluster.agent.take().unwrap().kill().unwrap();
+    scene.kill_agent();
     let host = &scene.cluster.node.host;
     let host_network = json!({
         "metadata": {"name": "host", "namespace": NAMESPACE, "uid": "host"},

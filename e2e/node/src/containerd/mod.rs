@@ -313,7 +313,9 @@ fn start_node(host: &Namespace, runtime: &Runtime, dir: &Path) -> Result<Node> {
 /// As the agent's installer does it: complete, then renamed over the old one.
 fn install(plugin: &Path, bin: &Path) -> Result<()> {
     let hidden = bin.join(".istio-cni.part");
-    std::fs::copy(plugin, &hidden).with_context(|| format!("copy {}", plugin.display()))?;
+    // Not in this process: a program that another thread starts meanwhile would have it
+    // open for writing too, and nobody could execute it for a moment.
+    Program::new("cp").arg(plugin).arg(&hidden).check()?;
     Ok(std::fs::rename(&hidden, bin.join("istio-cni"))?)
 }
 

@@ -53,7 +53,7 @@ impl<'a> Podman<'a> {
             .env("CONTAINERS_CONF", "/var/lib/podman/containers.conf")
             .env("CONTAINERS_STORAGE_CONF", "/var/lib/podman/storage.conf")
             .env("HOME", "/var/lib/podman")
-            .env("LD_LIBRARY_PATH", file("usr/lib/x86_64-linux-gnu"))
+            .env("LD_LIBRARY_PATH", file(&format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH)))
             .check()
     }
 
