@@ -37,6 +37,17 @@ pub(crate) fn run(ns: &Netns, program: &str, args: &[&str], input: &str) -> Stri
     text
 }
 
+/// A new interface drops what is sent by it until the kernel's link watch has run,
+/// which a busy machine puts off; the first packet lost is an ARP request, repeated
+/// only after a second.
+fn wait_until_up(ns: &Netns, interface: &str) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !run(ns, "ip", &["-o", "link", "show", "dev", interface], "").contains("state UP") {
+        assert!(Instant::now() < end, "{interface} does not come up");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// The machine's network, its agent's directories, and the agent when it runs.
 pub(crate) struct Lab {
     pub(crate) host: Netns,
@@ -143,6 +154,8 @@ impl Lab {
         );
         run(&self.host, "ip", &["-batch", "-"], &batch);
         run(&ns, "ip", &["-batch", "-"], "link set lo up\nlink set eth0 up\n");
+        wait_until_up(&self.host, &format!("v{number}"));
+        wait_until_up(&ns, "eth0");
         Pod {
             ns,
             name: name.to_owned(),
