@@ -47,7 +47,14 @@ fn times() -> Histogram {
 
 impl Metrics {
     /// With everything at zero.
-    pub(crate) fn new(health: Arc<Health>, pods: Pods, backend: String) -> Self {
+    ///
+    /// `escaped` is how many pods passed that were to be captured.
+    pub(crate) fn new(
+        health: Arc<Health>,
+        pods: Pods,
+        backend: String,
+        escaped: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
             installs: Family::default(),
@@ -62,7 +69,11 @@ impl Metrics {
         };
         metrics.register_istios();
         metrics.register_ours(backend);
-        metrics.registry.register_collector(Box::new(State { health, pods }));
+        metrics.registry.register_collector(Box::new(State {
+            health,
+            pods,
+            escaped: Escaped(Box::new(escaped)),
+        }));
         metrics.registry.register_collector(Box::new(process::Process));
         metrics
     }
@@ -224,6 +235,15 @@ impl Observer for Served {
 struct State {
     health: Arc<Health>,
     pods: Pods,
+    escaped: Escaped,
+}
+
+struct Escaped(Box<dyn Fn() -> u64 + Send + Sync>);
+
+impl std::fmt::Debug for Escaped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Escaped")
+    }
 }
 
 /// Writes the samples of one gauge.
@@ -266,6 +286,13 @@ impl Collector for State {
         let (pods, namespaces) = self.pods.count();
         gauge(&mut encoder, "sluice_pods", "Pods of this node that are known", pods)?;
         gauge(&mut encoder, "sluice_namespaces", "Namespaces that are known", namespaces)?;
+        let escaped = ConstCounter::new((self.escaped.0)());
+        escaped.encode(encoder.encode_descriptor(
+            "sluice_escaped_pods",
+            "Pods that passed without the agent although they were to be captured",
+            None,
+            escaped.metric_type(),
+        )?)?;
         let Pods::Kubernetes(kubernetes) = &self.pods else { return Ok(()) };
         let behind = usize::from(kubernetes.behind().is_some());
         gauge(
@@ -304,7 +331,7 @@ mod tests {
         let pods = Pods::Directory(crate::source::Directory::open(dir.path()).unwrap());
         let health = Arc::new(Health::default());
         health.needs("installed", || Some("no".to_owned()));
-        let metrics = Metrics::new(health, pods, "nftables".to_owned());
+        let metrics = Metrics::new(health, pods, "nftables".to_owned(), || 7);
         metrics.installed(&InstallEvent::Succeeded);
         metrics.installed(&InstallEvent::Repaired { file: "a".to_owned() });
         metrics.install_ready(true);
@@ -336,6 +363,7 @@ mod tests {
             "sluice_ready{condition=\"running\"} 1",
             "sluice_plugin_log_lines_total{level=\"warn\"} 1",
             "sluice_pods 0",
+            "sluice_escaped_pods_total 7",
             "# EOF",
         ] {
             assert!(page.body.lines().any(|l| l == line), "{line}\n{}", page.body);

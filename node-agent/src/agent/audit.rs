@@ -4,6 +4,7 @@
 use super::Agent;
 use super::hints::compare;
 use crate::failure::{Failure, causes};
+use crate::health::Beat;
 use crate::record::SandboxId;
 use crate::source::View;
 use redirect::enroll::{self, decide};
@@ -137,12 +138,19 @@ impl Agent {
     }
 
     /// Starts to serve: keeps the plugin's snapshot and audits what passed, on a
-    /// thread of its own that ends with the agent.
+    /// thread of its own that ends with the agent. Where an installer runs, a cleanup's
+    /// mark is its to take away: it knows which installation was removed.
     ///
     /// # Errors
     /// When a cleanup's mark cannot be taken away or no thread can be had.
-    pub(crate) fn keep_house(self: &Arc<Self>) -> io::Result<()> {
-        self.keeper.stay()?;
+    pub(crate) fn keep_house(
+        self: &Arc<Self>,
+        has_installer: bool,
+        beat: Arc<Beat>,
+    ) -> io::Result<()> {
+        if !has_installer {
+            self.keeper.stay()?;
+        }
         self.audit.sweep();
         // The policy before may have been another one.
         self.keeper.keep(&self.config, &self.source.view(self.config.ambient_enabled));
@@ -153,6 +161,7 @@ impl Agent {
                 agent.keeper.keep(&agent.config, &view);
                 agent.look(&view);
                 drop((agent, view));
+                beat.beat();
                 std::thread::sleep(TICK);
             }
         })?;

@@ -38,6 +38,10 @@ const BLOCKING: usize = 300;
 /// How long a loop of the runtime may be silent: it beats every second.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// And the one that keeps the snapshot and captures late what passed: at most a few
+/// seconds for each of a node's pods.
+const HOUSE_SILENCE: Duration = Duration::from_secs(300);
+
 /// What was made of the command line.
 struct Prepared<'a> {
     args: &'a AgentArgs,
@@ -112,28 +116,32 @@ async fn serve(
     synced(&health, &source);
     let self_test = SelfTest::new(&health);
     let installed = installation.as_ref().map(|_| installer::condition(&health));
-    let kind = backend.kind().to_string();
-    let metrics = Arc::new(Metrics::new(Arc::clone(&health), source.clone(), kind));
     tick(&health);
     if let Some(port) = health_port {
         let health = Arc::clone(&health);
         tokio::spawn(port.run(move |path| health.page(path)));
     }
+    let kind = backend.kind().to_string();
+    let (pods, namespaces) = source.count();
+    let server = Server::bind(&run_dir)?;
+    let log_socket = LogSocket::bind(&run_dir)?;
+    let records = Records::open(&run_dir)?;
+    tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
+    let hosts = hosts()?;
+    let looked_at = source.clone();
+    let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
+    let agent = Arc::new(agent);
+    agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
+    let counted = Arc::clone(&agent);
+    let escaped = move || counted.escaped();
+    let metrics = Metrics::new(Arc::clone(&health), looked_at, kind, escaped);
+    let metrics = Arc::new(metrics);
     if let Some(port) = metrics_port {
         let metrics = Arc::clone(&metrics);
         tokio::spawn(port.run(move |path| metrics.page(path)));
     }
-    let (pods, namespaces) = source.count();
-    let server = Server::bind(&run_dir)?;
     let lines = Arc::clone(&metrics);
-    let log_socket = LogSocket::bind(&run_dir)?;
     let log_socket = tokio::spawn(log_socket.run(move |level| lines.plugin_line(level)));
-    let records = Records::open(&run_dir)?;
-    tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
-    let hosts = hosts()?;
-    let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
-    let agent = Arc::new(agent);
-    agent.keep_house()?;
     tokio::spawn(self_test.run(Arc::clone(&agent), run_dir, Arc::clone(&health)));
     let beat = health.beats("plugin socket", SILENCE);
     let observer = Arc::new(Served { metrics: Arc::clone(&metrics), beat });

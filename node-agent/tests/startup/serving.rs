@@ -180,13 +180,25 @@ fn cleanup_takes_out_by_order_only() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    machine.begin(&["--pods=/", "--health-address=:8000"]);
+    let pods = format!("--pods={}", machine.path("pods").display());
+    machine.begin(&[&pods, "--health-address=:8000"]);
     machine.until("held", |m| m.get(8000, "/readyz").contains("sluice cleanup"));
     machine.until("out", |m| m.chain() == ["bridge"]);
     kill(Pid::from_raw(i32::try_from(holder.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(holder.wait().unwrap().code(), Some(0));
     assert_eq!(machine.stop(Signal::SIGTERM), Some(0));
-    machine.start(&[]);
+    machine.start(&["--installation=a"]);
+    assert_eq!(machine.chain(), ["bridge", "istio-cni"]);
+    // An agent of the installation that was removed leaves the node alone, as one
+    // does whose DaemonSet is about to go.
+    assert_eq!(cleanup(&machine, &["--installation=a"]).0, Some(0));
+    assert_eq!(machine.stop(Signal::SIGTERM), Some(0));
+    machine.begin(&[&pods, "--health-address=:8000", "--installation=a"]);
+    machine.until("left alone", |m| m.get(8000, "/readyz").contains("sluice cleanup"));
+    assert_eq!(machine.chain(), ["bridge"]);
+    assert!(machine.path("run").join("removed").exists(), "the plugin lets pods pass");
+    assert_eq!(machine.stop(Signal::SIGTERM), Some(0));
+    machine.start(&["--installation=b"]);
     assert_eq!(machine.chain(), ["bridge", "istio-cni"]);
 }
 
