@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use e2e_node::agent::{plain_pod, sidecar_pod};
+use e2e_node::agent::{Agent, plain_pod, sidecar_pod};
 use e2e_node::cluster::{Cluster, NAMESPACE, Network, attempt};
 use e2e_node::containerd::packages::{Packages, Runtime};
 use e2e_node::containerd::podman::Podman;
@@ -74,7 +74,7 @@ impl Scene {
         let backend = backend(runtime);
         cluster.start_agent(backend).unwrap();
         let world = cluster.serve_world(&[80, 8443]).unwrap();
-        let (host, plugin) = (&cluster.node.host, &cluster.programs.plugin);
+        let (host, plugin) = (&cluster.node.host, Some(cluster.programs.plugin.as_path()));
         let start = Containerd::start(host, plugin, (packages, runtime), &cluster.list);
         let containerd = start.unwrap();
         Self { containerd, record, backend, _world: world, cluster }
@@ -429,6 +429,60 @@ fn the_network_is_ready_when_the_agent_is() {
     scene.containerd.stop(&sandbox.id).unwrap();
     scene.containerd.remove(&sandbox.id).unwrap();
     assert_eq!(scene.commands(&sandbox.id), ["ADD", "DEL", "DEL"]);
+}
+
+/// The agent puts itself into the network of a runtime that runs, stays in it when it
+/// dies, and goes when it is told to.
+#[test]
+fn the_agent_installs_itself_and_is_taken_out() {
+    let Some((packages, runtimes)) = runtimes() else { return };
+    for runtime in runtimes {
+        let mut cluster = Cluster::without_agent("install", &Network::default()).unwrap();
+        cluster.list.plugins.truncate(1);
+        let host = &cluster.node.host;
+        let list = &cluster.list;
+        let containerd = Containerd::start(host, None, (&packages, &runtime), list).unwrap();
+        let version = containerd.name().to_owned();
+        let chain = |wanted: &[&str]| {
+            let end = Instant::now() + Duration::from_secs(10);
+            while containerd.chain().unwrap() != wanted {
+                assert!(Instant::now() < end, "{version}: {:?}", containerd.chain());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        chain(&["bridge"]);
+
+        let source = host.scratch().dir("plugin").unwrap();
+        replace(&cluster.programs.plugin, &source.join("istio-cni"), "");
+        let mut args = vec![format!("--plugin-dir={}", source.display())];
+        args.push(format!("--mounted-cni-net-dir={}", containerd.net_dir().display()));
+        args.push(format!("--mounted-cni-bin-dir={}", containerd.bin_dir().display()));
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let install = [&["--install=true", "--backend", backend(&runtime)], &args[..]].concat();
+        let directories = &cluster.directories;
+        let agent = Agent::launch(&cluster.programs, host, directories, &install).unwrap();
+        chain(&["bridge", "istio-cni"]);
+        let manifest = |name: &str| sidecar_pod(NAMESPACE, name, &annotations(), &[]);
+        cluster.directories.publish(&manifest("meshed")).unwrap();
+        let meshed = containerd.run(&manifest("meshed")).unwrap();
+        let rules = Program::new("nft").args(["list", "ruleset"]).within(&meshed.netns);
+        assert!(rules.check().unwrap().to_lowercase().contains("istio"), "{version}");
+
+        agent.kill().unwrap();
+        chain(&["bridge", "istio-cni"]);
+        containerd.run(&manifest("refused")).unwrap_err();
+        let run = format!("--run-dir={}", cluster.directories.run.display());
+        let cache = format!("--cni-cache-dir={}", containerd.inside("/var/lib/cni").display());
+        let cleanup = host.program(&cluster.programs.sluice).args(["cleanup", &run, &cache]);
+        cleanup.args(args.iter().copied()).check().unwrap();
+        chain(&["bridge"]);
+        let unmeshed = containerd.run(&manifest("unmeshed")).unwrap();
+        for id in [meshed.id, unmeshed.id] {
+            containerd.stop(&id).unwrap();
+            containerd.remove(&id).unwrap();
+        }
+        assert_eq!(containerd.list().unwrap(), Vec::<String>::new(), "{version}");
+    }
 }
 
 /// What uses the node's chain without being a pod starts, also without the agent.

@@ -153,10 +153,21 @@ pub struct ListPodSandboxResponse {
 
 /// Of Status.
 #[derive(Clone, PartialEq, Message)]
+pub struct StatusRequest {
+    /// With `info`.
+    #[prost(bool, tag = "1")]
+    pub verbose: bool,
+}
+
+/// Of Status.
+#[derive(Clone, PartialEq, Message)]
 pub struct StatusResponse {
     /// The state of the runtime.
     #[prost(message, optional, tag = "1")]
     pub status: Option<RuntimeStatus>,
+    /// The runtime's own words, JSON.
+    #[prost(map = "string, string", tag = "2")]
+    pub info: HashMap<String, String>,
 }
 
 /// The state of a runtime.

@@ -15,6 +15,7 @@ mod cgroup;
 pub mod cri;
 pub mod grpc;
 pub mod image;
+mod kubelet;
 pub mod packages;
 pub mod podman;
 pub mod record;
@@ -23,12 +24,11 @@ use crate::lab::Namespace;
 use crate::process::{Program, Running};
 use crate::programs::{PLUGIN_DIR, own_dir};
 use crate::runtime::Conflist;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cri::{Empty, RuntimeCondition, SERVICE, SandboxId};
 use grpc::Client;
 use packages::{Packages, Runtime};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -96,14 +96,14 @@ impl Sandbox {
 }
 
 impl Containerd {
-    /// Starts it on a node with this plugin of ours and a network, and waits until it
-    /// answers.
+    /// Starts it on a node with a network, and waits until it answers. `plugin` is ours,
+    /// if it is installed already.
     ///
     /// # Errors
     /// When it does not; the message has its log.
     pub fn start(
         host: &Namespace,
-        plugin: &Path,
+        plugin: Option<&Path>,
         (packages, runtime): (&Packages, &Runtime),
         list: &Conflist,
     ) -> Result<Self> {
@@ -123,7 +123,7 @@ impl Containerd {
         let config = config.replace("@SOCKET@", &socket.display().to_string());
         std::fs::write(dir.join("config.toml"), config.replace("@IMAGE@", image::NAME))?;
         std::fs::create_dir_all(dir.join("net.d"))?;
-        install(plugin, &bin)?;
+        plugin.map(|plugin| install(plugin, &bin)).transpose()?;
         write_conflist(&dir, list)?;
 
         let containerd = Self {
@@ -182,7 +182,7 @@ impl Containerd {
     /// The same.
     pub fn start_sandbox(&self, manifest: &Value) -> Result<String> {
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
-        let config = sandbox_config(manifest, attempt, self.cgroup.path())?;
+        let config = kubelet::sandbox_config(manifest, attempt, self.cgroup.path())?;
         let question = cri::RunPodSandboxRequest { config: Some(config) };
         let answer: SandboxId = self.call("RunPodSandbox", &question)?;
         Ok(answer.id)
@@ -237,10 +237,45 @@ impl Containerd {
     /// # Errors
     /// When it does not answer.
     pub fn network(&self) -> Result<RuntimeCondition> {
-        let answer: cri::StatusResponse = self.call("Status", &Empty {})?;
+        let answer = self.status(false)?;
         let conditions = answer.status.unwrap_or_default().conditions;
         let network = conditions.into_iter().find(|one| one.kind == "NetworkReady");
         network.context("no condition NetworkReady")
+    }
+
+    /// The plugins of the network that it would run now, in their order.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn chain(&self) -> Result<Vec<String>> {
+        let status = self.status(true)?;
+        let config: Value =
+            serde_json::from_str(status.info.get("cniconfig").context("no cniconfig")?)?;
+        let networks = config["Networks"].as_array().context("no networks")?;
+        // The first is `lo`, which containerd adds.
+        let last = networks.last().context("no network")?;
+        let plugins = last.pointer("/Config/Plugins").and_then(Value::as_array);
+        let kind = |plugin: &Value| {
+            let kind = plugin.pointer("/Network/type").and_then(Value::as_str);
+            Ok(kind.with_context(|| format!("no type in {plugin}"))?.to_owned())
+        };
+        plugins.context("no plugins")?.iter().map(kind).collect()
+    }
+
+    fn status(&self, verbose: bool) -> Result<cri::StatusResponse> {
+        self.call("Status", &cri::StatusRequest { verbose })
+    }
+
+    /// Its directory of CNI configurations.
+    #[must_use]
+    pub fn net_dir(&self) -> PathBuf {
+        self.dir.join("net.d")
+    }
+
+    /// Its directory of CNI plugins.
+    #[must_use]
+    pub fn bin_dir(&self) -> PathBuf {
+        self.dir.join("bin")
     }
 
     fn call<Answer: prost::Message + Default>(
@@ -329,52 +364,4 @@ fn write_conflist(dir: &Path, list: &Conflist) -> Result<()> {
     let path = dir.join("net.d/10-pods.conflist");
     std::fs::write(&path, serde_json::to_string_pretty(&value)?)?;
     Ok(())
-}
-
-fn sandbox_config(
-    manifest: &Value,
-    attempt: u32,
-    cgroup_parent: String,
-) -> Result<cri::PodSandboxConfig> {
-    let text = |pointer: &str| manifest.pointer(pointer).and_then(Value::as_str);
-    let name = text("/metadata/name").context("pod without a name")?;
-    let namespace = text("/metadata/namespace").context("pod without a namespace")?;
-    let uid = text("/metadata/uid").unwrap_or_default();
-    let pairs = |pointer: &str| -> Result<HashMap<String, String>> {
-        let object = manifest.pointer(pointer).and_then(Value::as_object);
-        let pair = |(key, value): (&String, &Value)| match value {
-            Value::String(value) => Ok((key.clone(), value.clone())),
-            other => bail!("{pointer}/{key} is {other}, no string"),
-        };
-        object.into_iter().flatten().map(pair).collect()
-    };
-    // What kubelet adds. No pod of its is without annotations, so a plugin can tell a
-    // pod that has none of the mesh's from a runtime that passes none.
-    let mut labels = pairs("/metadata/labels")?;
-    for (key, value) in [("name", name), ("namespace", namespace), ("uid", uid)] {
-        labels.insert(format!("io.kubernetes.pod.{key}"), value.to_owned());
-    }
-    let mut annotations = pairs("/metadata/annotations")?;
-    for (key, value) in [("seen", "2026-11-20T10:00:00.000000000Z"), ("source", "api")] {
-        annotations.insert(format!("kubernetes.io/config.{key}"), value.to_owned());
-    }
-    let on_host = manifest.pointer("/spec/hostNetwork") == Some(&Value::Bool(true));
-    let namespaces = cri::NamespaceOption { network: if on_host { 2 } else { 0 }, pid: 1 };
-    Ok(cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            name: name.to_owned(),
-            uid: uid.to_owned(),
-            namespace: namespace.to_owned(),
-            attempt,
-        }),
-        hostname: if on_host { String::new() } else { name.to_owned() },
-        labels,
-        annotations,
-        linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent,
-            security_context: Some(cri::LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces),
-            }),
-        }),
-    })
 }

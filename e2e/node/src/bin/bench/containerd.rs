@@ -39,7 +39,8 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Res
     let ours = network(scratch, &directories)?;
     let mut alone = ours.clone();
     alone.plugins.truncate(1);
-    let start = |list| Containerd::start(&host, &programs.plugin, (&packages, &runtime), list);
+    let start =
+        |list| Containerd::start(&host, Some(&programs.plugin), (&packages, &runtime), list);
     let (with, without) = (start(&ours)?, start(&alone)?);
     let ways = [(&with, &meshed), (&with, &plain), (&without, &plain)];
     let samples = measure(&ways, rounds.clamp(*ROUNDS.start(), *ROUNDS.end()))
