@@ -3,7 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use e2e_node::agent::{Agent, plain_pod, sidecar_pod};
+use e2e_node::agent::{Agent, NODE_NAME, namespace, plain_pod, sidecar_pod};
+use e2e_node::api::{Fault, Server};
 use e2e_node::cluster::{Cluster, NAMESPACE, Network, Pod, attempt};
 use e2e_node::lab::node::OUTSIDE_V4;
 use e2e_node::packet::Transport;
@@ -88,7 +89,7 @@ fn passed(cluster: &Cluster) -> Vec<PathBuf> {
 
 #[track_caller]
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(45);
     while !holds() {
         assert!(Instant::now() < end, "{what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -361,4 +362,48 @@ fn a_pass_without_the_agent_takes_milliseconds() {
     took.sort();
     println!("ADD without the agent: p50 {:?}, slowest {:?}", took[25], took[49]);
     assert!(took[25] < Duration::from_millis(50), "{:?}", took[25]);
+}
+
+/// The agent serves and its API server does not answer. Who is outside the mesh by
+/// the runtime's word starts at once and is looked at later; the mesh waits.
+#[test]
+fn a_silent_api_server_keeps_nobody_outside_waiting() {
+    let mut cluster = node("silent");
+    let server = Server::start_in(cluster.node.host.netns()).unwrap();
+    server.put(namespace(NAMESPACE)).unwrap();
+    server.fail(Fault::Hang.into());
+    let Cluster { programs, node, directories, .. } = &cluster;
+    let args = ["--backend", "nftables"];
+    let agent = Agent::follow(programs, &node.host, directories, &server.url(), &args).unwrap();
+    cluster.agent = Some(agent);
+    left(&cluster, "");
+
+    let begun = Instant::now();
+    let mut plain = unseen(&cluster, &plain_pod(NAMESPACE, "plain"), true);
+    cluster.attach(&mut plain).unwrap();
+    let mut lied = unseen(&cluster, &plain_pod(NAMESPACE, "lied"), true);
+    cluster.attach(&mut lied).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(passed(&cluster).len(), 2);
+    let manifest = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
+    let err = cluster.attach(&mut unseen(&cluster, &manifest, true)).unwrap_err();
+    let error = cni_error(&err).unwrap();
+    assert!(error.code == 103 && error.msg.contains("it is a pod of the mesh"), "{error}");
+    let mute = plain_pod(NAMESPACE, "mute");
+    let err = cluster.attach(&mut unseen(&cluster, &mute, false)).unwrap_err();
+    assert_eq!(cni_error(&err).unwrap().code, 103, "{err:#}");
+
+    for mut manifest in
+        [plain_pod(NAMESPACE, "plain"), sidecar_pod(NAMESPACE, "lied", &json!({}), &[])]
+    {
+        manifest["spec"]["nodeName"] = json!(NODE_NAME);
+        server.put(manifest).unwrap();
+    }
+    server.heal();
+    server.drop_watches();
+    eventually("both are audited", || passed(&cluster).is_empty());
+    let log = cluster.agent_log();
+    assert_eq!(log.matches("rightly passed unseen").count(), 1, "{log}");
+    assert!(log.contains("captured late"), "{log}");
+    assert!(is_captured(&cluster, &lied) && !is_captured(&cluster, &plain));
 }
