@@ -60,7 +60,8 @@ fn measure(ways: &[(&Containerd, &Value); 3], rounds: usize) -> Result<[Samples;
         for step in 0..ways.len() {
             // There and back, as the kernel still takes the sandbox before apart: no way
             // always follows the same other.
-            let step = if (round / ways.len()).is_multiple_of(2) { step } else { ways.len() - 1 - step };
+            let step =
+                if (round / ways.len()).is_multiple_of(2) { step } else { ways.len() - 1 - step };
             let i = (round + step) % ways.len();
             let (containerd, manifest) = ways[i];
             let start = Instant::now();
