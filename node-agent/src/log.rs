@@ -61,7 +61,10 @@ pub(crate) struct Setup {
 ///
 /// When the filter is none, or a file cannot be opened.
 pub(crate) fn init(setup: &Setup) -> Result<()> {
-    let filter = EnvFilter::try_new(&setup.filter).with_context(|| {
+    // kube logs every failed request as an error, without saying which: the agent says
+    // it itself. Whoever wants kube's words names its target in the filter.
+    let filter = format!("kube_client=off,{}", setup.filter);
+    let filter = EnvFilter::try_new(filter).with_context(|| {
         format!(
             "log level {:?}: want error, warn, info, debug, trace, or a list of target=level",
             setup.filter

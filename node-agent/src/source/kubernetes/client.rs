@@ -6,7 +6,6 @@
 //! parse in full, and a pod's manifest holds secrets.
 
 use super::error::{ApiError, quote};
-use crate::failure::causes;
 use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
@@ -144,7 +143,7 @@ impl Api {
         let response = match tokio::time::timeout(HEAD_LIMIT, sent).await {
             Err(_) => return Err(ApiError::Late { what, limit: HEAD_LIMIT }),
             Ok(Err(error)) => {
-                return Err(ApiError::Unreachable { what, cause: quote(&causes(&error)) });
+                return Err(ApiError::Unreachable { what, cause: quote(&chain(&error)) });
             }
             Ok(Ok(response)) => response,
         };
@@ -174,6 +173,21 @@ pub(super) fn encode(text: &str) -> String {
         }
     }
     encoded
+}
+
+/// An error with its causes. Many of kube's and hyper's repeat the next one's words.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 struct Counted<'a> {
@@ -278,7 +292,7 @@ impl Stream {
         let Some(frame) = self.body.frame().await else { return Ok(false) };
         let frame = frame.map_err(|error| ApiError::Unreachable {
             what: what(),
-            cause: quote(&causes(&error)),
+            cause: quote(&chain(&error)),
         })?;
         if let Ok(data) = frame.into_data() {
             if self.buffer.len() + data.len() > limit {
