@@ -144,9 +144,16 @@ impl<'a> Config<'a> {
         let Some(raw) = self.runtime_config else { return Hints::default() };
         let said: RuntimeConfig = serde_json::from_str(raw.get()).unwrap_or_default();
         let said_any = said.annotations.as_ref().is_some_and(|all| !all.is_empty());
-        let of_the_mesh = |mut all: BTreeMap<String, String>| {
-            all.retain(|key, _| key.contains(MESH_DOMAIN));
-            all
+        // Not `retain`, nor `collect`: taking out of a tree, or sorting, would be
+        // kilobytes of the plugin.
+        let of_the_mesh = |all: BTreeMap<String, String>| {
+            let mut kept = BTreeMap::new();
+            for (key, value) in all {
+                if key.contains(MESH_DOMAIN) {
+                    kept.insert(key, value);
+                }
+            }
+            kept
         };
         Hints {
             annotations: said.annotations.filter(|_| said_any).map(of_the_mesh),
