@@ -182,7 +182,9 @@ fn who_could_be_ambient_waits() {
         let (host, directories) = (&cluster.node.host, &cluster.directories);
         let agent = Agent::launch(&cluster.programs, host, directories, &args).unwrap();
         cluster.agent = Some(agent);
-        left(cluster, &format!("\"by_pod_label\":{by_pod_label}"));
+        // A manifest that was written just now is read a moment later.
+        let outside = if by_pod_label { "[]" } else { "[\"shop\"]" };
+        left(cluster, &format!("\"by_pod_label\":{by_pod_label},\"outside\":{outside}"));
     };
     start(&mut cluster, true, &[]);
     kill(&mut cluster);
