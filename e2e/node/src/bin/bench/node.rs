@@ -1,15 +1,18 @@
 //! A node to measure on: agents with their manifests, and pods as a runtime
 //! leaves them when it is our plugin's turn.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e_node::agent::{self, Directories, plain_pod, sidecar_pod};
 use e2e_node::lab::{Namespace, Scratch};
 use e2e_node::programs::Programs;
 use serde_json::{Value, json};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use sys::netns::within;
 use sys::process::Command;
 
 /// Kubernetes namespace of the pods that are in the mesh.
@@ -21,7 +24,7 @@ const BRIDGE: &str = "cni0";
 const GATEWAY_V4: &str = "10.88.0.1";
 const GATEWAY_V6: &str = "fd88::1";
 
-/// Until an agent must know a new manifest.
+/// Until an agent must know a new manifest, and until a sandbox must be reached.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A pod of the cluster.
@@ -86,12 +89,31 @@ impl Sandbox {
              route add default via {GATEWAY_V4}\n\
              route add default via {GATEWAY_V6}\n"
         ))?;
+        reach(node, [v4.parse()?, v6.parse()?])?;
         Ok(Self { netns, number })
     }
 
     fn container_id(&self) -> String {
         format!("{:064x}", self.number)
     }
+}
+
+/// Waits until the node reaches a sandbox: the kernel brings links and IPv6 addresses
+/// up later, which is the time of the plugins before ours and not to be measured.
+fn reach(node: &Namespace, addresses: [IpAddr; 2]) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    for address in addresses {
+        // Nobody listens on the port, so an answer is a refusal.
+        let target = SocketAddr::new(address, 9);
+        let refused = || {
+            let dialled = TcpStream::connect_timeout(&target, Duration::from_secs(3));
+            dialled.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        while !within(node.netns(), refused)? {
+            ensure!(Instant::now() < end, "the node does not reach {address}");
+        }
+    }
+    Ok(())
 }
 
 /// The addresses of a sandbox.
