@@ -46,6 +46,11 @@ fn main() -> ExitCode {
         Err(mut error) => {
             report.failed(&error);
             report.write();
+            // libcni passes on the texts and drops the number, so a pod's event would
+            // lack the one thing that can be looked up.
+            if error.code >= wire::code::AGENT_UNREACHABLE {
+                error.msg = error.to_string();
+            }
             error
                 .cni_version
                 .get_or_insert_with(|| report.version().unwrap_or(Version::NEWEST).to_string());

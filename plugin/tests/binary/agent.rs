@@ -200,7 +200,8 @@ fn errors_of_the_agent_are_passed_on() {
         let (msg, details) = outcome.failure(104);
         assert_eq!(
             (msg.as_str(), details.as_str()),
-            ("annotation traffic.sidecar.istio.io/x", "use numbers \u{e9}")
+            // The number is in the text too: libcni passes on nothing else.
+            ("annotation traffic.sidecar.istio.io/x (code 104)", "use numbers \u{e9}")
         );
         assert_eq!(outcome.log()["code"], 104);
     }
