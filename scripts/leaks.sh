@@ -62,6 +62,7 @@ machine_state() (
   our_processes | sed 's/^/process: /'
   awk '/sluice|istio-cni|nsfs/ { print "mount:", $2 }' /proc/self/mounts
   find /run/istio-cni /etc/cni /opt/cni 2>/dev/null | sed 's/^/file: /'
+  find /sys/fs/cgroup -maxdepth 2 -type d -name 'sluice-e2e-*' 2>/dev/null | sed 's/^/cgroup: /'
   find "$(dirname "$LEFTOVER_PREFIX")" -maxdepth 1 -name "$(basename "$LEFTOVER_PREFIX")*" 2>/dev/null | sed 's/^/directory: /'
 )
 
