@@ -2,12 +2,13 @@
 //! own tables and chains: it is refused, or it becomes rules of the known grammar.
 
 use proptest::prelude::*;
+use redirect::annotation;
 use redirect::compile::compile;
 use redirect::desired::{Dialect, Form};
 use redirect::enroll::Config;
 use redirect::net::Family;
 use redirect::pod::{Container, Pod};
-use redirect::sidecar::{annotation, plan};
+use redirect::sidecar::plan;
 
 const KEYS: [&str; 10] = [
     annotation::INTERCEPTION_MODE,

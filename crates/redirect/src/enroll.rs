@@ -1,10 +1,10 @@
 //! Which pods are in the mesh, how, and why not (reference 2.4 and 2.5).
 
+use crate::annotation;
 use crate::net::Cidr;
 use crate::plan::{Groups, Plan};
 use crate::pod::{INIT_CONTAINER, Namespace, Pod, parse_bool};
 use crate::selector::{EnablementSelector, default_enablement};
-use crate::sidecar::annotation;
 use std::fmt;
 
 /// What the agent is told once, not by a pod.

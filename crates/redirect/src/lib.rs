@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod annotation;
 pub mod case;
 pub mod compile;
 pub mod desired;

@@ -36,7 +36,7 @@ use crate::backend::{Applied, Backend, BackendError, BackendKind, Diff};
 use crate::routing;
 use detect::{FamilyTools, Tools};
 use family::{Failure, Look};
-use redirect::desired::{Desired, Is, Match, Routing};
+use redirect::desired::{Desired, Is, Match};
 use redirect::net::{Family, Owner};
 
 /// Somebody else writes the same namespace at the same time; after this many
@@ -110,7 +110,7 @@ impl Iptables {
         let had_ours = looks.iter().any(|look| look.had_ours);
         if wrote
             && had_ours
-            && let Err(errors) = routing::remove(&stale(&want.routing))
+            && let Err(errors) = routing::remove(&routing::stale(&want.routing))
             && let Some(error) = errors.into_iter().next()
         {
             return Err(error.into());
@@ -148,15 +148,6 @@ impl Iptables {
         }
         Ok(wrote)
     }
-}
-
-/// What an earlier plan may have added and this one does not want: a mark that
-/// nobody sets any more would still be delivered locally.
-fn stale(want: &Routing) -> Routing {
-    let mut stale = routing::everything();
-    stale.loopback.retain(|cidr| !want.loopback.contains(cidr));
-    stale.marks.retain(|mark| !want.marks.contains(mark));
-    stale
 }
 
 /// A name would be looked up by the tool, in the agent's user database and not in
