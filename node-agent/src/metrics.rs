@@ -179,11 +179,16 @@ impl Metrics {
         self.plugin_lines.get_or_create(&vec![("level", level)]).inc();
     }
 
+    /// Pods are to be repaired in this way: its samples are there from now on.
+    pub(crate) fn repairs_by(&self, mode: repair::Mode) {
+        for outcome in [repair::Outcome::Success, repair::Outcome::Fail] {
+            drop(self.repairs.get_or_create(&labels_of(mode, outcome)));
+        }
+    }
+
     /// Something was done about a broken pod.
     pub(crate) fn repaired(&self, mode: repair::Mode, outcome: repair::Outcome) {
-        let labels =
-            vec![("type", mode.as_str().to_owned()), ("result", outcome.as_str().to_owned())];
-        self.repairs.get_or_create(&labels).inc();
+        self.repairs.get_or_create(&labels_of(mode, outcome)).inc();
     }
 
     /// A pod from before the agent was programmed, or not.
@@ -232,6 +237,10 @@ impl Metrics {
             Err(error) => Page::text(500, &causes(&error)),
         }
     }
+}
+
+fn labels_of(mode: repair::Mode, outcome: repair::Outcome) -> Labels {
+    vec![("type", mode.as_str().to_owned()), ("result", outcome.as_str().to_owned())]
 }
 
 /// The plugin's server as metrics see it, with its sign of life.

@@ -42,7 +42,10 @@ impl Agent {
     /// # Errors
     /// When its namespace is not found, or the capture fails.
     pub(crate) fn capture_running(&self, pod: &NodePod) -> Result<String, RunningError> {
-        let (place, record) = self.place(pod)?;
+        let records = self.records_of(pod);
+        let place = self.place(pod, &records)?;
+        let id = place.netns.id();
+        let record = records.into_iter().find(|record| programmed(record) == id);
         self.capture_in(pod, &place, record)
     }
 
@@ -61,10 +64,12 @@ impl Agent {
             Ok(_) => return Ok(None),
             Err(error) => return Err(RunningError::Look(error.to_string())),
         }
-        let (place, record) = self.place(pod)?;
-        if record.is_some() {
+        // Before the search, which looks at all processes: after a restart of the agent
+        // all pods have one.
+        if !self.records_of(pod).is_empty() {
             return Ok(None);
         }
+        let place = self.place(pod, &[])?;
         let look = |error: &dyn std::error::Error| RunningError::Look(causes(error));
         let bare = within_pod(&place.netns, self.hosts[0], || self.backend.is_bare());
         let bare = bare.map_err(|error| look(&error))?.map_err(RunningError::Look)?;
@@ -74,34 +79,31 @@ impl Agent {
         self.capture_in(pod, &place, None).map(Some)
     }
 
-    /// The pod's namespace, with the record of it if there is one.
-    fn place(&self, pod: &NodePod) -> Result<(Place, Option<Record>), RunningError> {
+    /// What was written down about the pod; of one sandbox after the other there may be
+    /// several.
+    fn records_of(&self, pod: &NodePod) -> Vec<Record> {
+        // One that cannot be read is told of by CHECK.
+        let records =
+            self.records.ids().into_iter().filter_map(|id| self.records.read(&id).ok()?);
+        let is_own =
+            |record: &Record| record.pod.uid.as_deref().is_some_and(|uid| pod.has_uid(uid));
+        records.filter(is_own).collect()
+    }
+
+    fn place(&self, pod: &NodePod, records: &[Record]) -> Result<Place, RunningError> {
         if pod.facts.host_network {
             return Err(RunningError::HostNetwork);
         }
-        let uids: Vec<String> = [pod.facts.uid.as_deref(), pod.static_uid()]
-            .into_iter()
-            .flatten()
-            .map(ToOwned::to_owned)
-            .collect();
-        // A record that cannot be read is said where it is needed: CHECK.
-        let records =
-            self.records.ids().into_iter().filter_map(|id| self.records.read(&id).ok()?);
-        let records: Vec<Record> = records
-            .filter(|record| record.pod.uid.as_ref().is_some_and(|uid| uids.contains(uid)))
-            .collect();
+        let uids = [pod.facts.uid.as_deref(), pod.static_uid()];
+        let uids: Vec<String> = uids.into_iter().flatten().map(ToOwned::to_owned).collect();
         let recorded: Vec<NetnsId> = records.iter().map(programmed).collect();
-        let place = place::find(
-            &place::root(),
-            &place::Wanted {
-                uids: &uids,
-                addresses: &pod.addresses,
-                recorded: &recorded,
-                hosts: &self.hosts,
-            },
-        )?;
-        let id = place.netns.id();
-        Ok((place, records.into_iter().find(|record| programmed(record) == id)))
+        let wanted = place::Wanted {
+            uids: &uids,
+            addresses: &pod.addresses,
+            recorded: &recorded,
+            hosts: &self.hosts,
+        };
+        Ok(place::find(&place::root(), &wanted)?)
     }
 
     fn capture_in(

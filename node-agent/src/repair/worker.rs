@@ -53,6 +53,7 @@ impl Worker {
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Self {
+        metrics.repairs_by(settings.mode);
         let calls = Calls::new(Arc::clone(kubernetes.api()), settings.clone());
         let (repaired, early, failed) = (HashMap::new(), HashSet::new(), HashMap::new());
         Self { agent, kubernetes, metrics, settings, calls, repaired, early, failed }
@@ -221,8 +222,7 @@ impl Worker {
         if !is_early || pod.facts.host_network || !self.settings.signs.is_injected(pod) {
             return Ended::Done;
         }
-        let spaces = self.kubernetes.namespaces();
-        let namespace = spaces.into_iter().find(|space| space.name == name.namespace);
+        let namespace = self.kubernetes.namespace(&name.namespace);
         let (agent, copy) = (Arc::clone(&self.agent), pod.clone());
         match blocking(move || agent.capture_early(&copy, namespace.as_ref())).await {
             Ok(None) => {}
