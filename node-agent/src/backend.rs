@@ -200,6 +200,20 @@ impl NodeBackend {
         own.observe(&compile(plan, Form::Sluice)).map_err(one_line)
     }
 
+    /// True when the calling thread's namespace has no rules of ours or Istio's.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked; the text is one line.
+    pub(crate) fn is_bare(&self) -> Result<bool, String> {
+        if self.nftables_in_use().is_some() {
+            return Ok(false);
+        }
+        let Some(iptables) = self.iptables_in_use()? else { return Ok(true) };
+        let diff = iptables.observe(&Desired::default()).map_err(|error| causes(&error))?;
+        Ok(diff.is_empty())
+    }
+
     /// iptables, when the namespace has anything of it.
     fn iptables_in_use(&self) -> Result<Option<&dyn Backend>, String> {
         let residue = iptables_residue().map_err(|error| causes(&error))?;

@@ -15,6 +15,7 @@ mod log;
 mod logsocket;
 mod metrics;
 mod record;
+mod repair;
 mod responder;
 mod rules;
 mod server;

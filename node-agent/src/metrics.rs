@@ -4,6 +4,7 @@
 use crate::failure::causes;
 use crate::health::Health;
 use crate::install::InstallEvent;
+use crate::repair;
 use crate::responder::Page;
 use crate::server::{Observer, Outcome};
 use crate::source::Pods;
@@ -39,6 +40,8 @@ pub(crate) struct Metrics {
     conflist_repairs: Counter,
     contested: Counter,
     plugin_lines: Family<Labels, Counter>,
+    repairs: Family<Labels, Counter>,
+    early: Family<Labels, Counter>,
 }
 
 fn times() -> Histogram {
@@ -66,6 +69,8 @@ impl Metrics {
             conflist_repairs: Counter::default(),
             contested: Counter::default(),
             plugin_lines: Family::default(),
+            repairs: Family::default(),
+            early: Family::default(),
         };
         metrics.register_istios();
         metrics.register_ours(backend);
@@ -95,6 +100,11 @@ impl Metrics {
             "istio_cni_plugin_requests",
             "ADD requests of the CNI plugin by response code",
             self.plugin_requests.clone(),
+        );
+        registry.register(
+            "istio_cni_repair_pods_repaired",
+            "Pods that started without rules by what was done and its result",
+            self.repairs.clone(),
         );
         // For the alerts that rate them: present before anything happens.
         for result in ["SUCCESS", "COPY_BINARIES_FAILURE", "CREATE_CNI_CONFIG_FAILURE"] {
@@ -139,6 +149,11 @@ impl Metrics {
             "Log lines of a stock plugin by level",
             self.plugin_lines.clone(),
         );
+        registry.register(
+            "sluice_early_pods",
+            "Pods from before the agent that ran uncaptured by whether they could be programmed",
+            self.early.clone(),
+        );
     }
 
     /// What the installer did.
@@ -162,6 +177,23 @@ impl Metrics {
     pub(crate) fn plugin_line(&self, level: tracing::Level) {
         let level = level.as_str().to_ascii_lowercase();
         self.plugin_lines.get_or_create(&vec![("level", level)]).inc();
+    }
+
+    /// Pods are to be repaired in this way: its samples are there from now on.
+    pub(crate) fn repairs_by(&self, mode: repair::Mode) {
+        for outcome in [repair::Outcome::Success, repair::Outcome::Fail] {
+            drop(self.repairs.get_or_create(&labels_of(mode, outcome)));
+        }
+    }
+
+    /// Something was done about a broken pod.
+    pub(crate) fn repaired(&self, mode: repair::Mode, outcome: repair::Outcome) {
+        self.repairs.get_or_create(&labels_of(mode, outcome)).inc();
+    }
+
+    /// A pod from before the agent was programmed, or not.
+    pub(crate) fn early(&self, outcome: repair::Outcome) {
+        self.early.get_or_create(&vec![("result", outcome.as_str().to_owned())]).inc();
     }
 
     /// A request has come.
@@ -205,6 +237,10 @@ impl Metrics {
             Err(error) => Page::text(500, &causes(&error)),
         }
     }
+}
+
+fn labels_of(mode: repair::Mode, outcome: repair::Outcome) -> Labels {
+    vec![("type", mode.as_str().to_owned()), ("result", outcome.as_str().to_owned())]
 }
 
 /// The plugin's server as metrics see it, with its sign of life.
@@ -346,6 +382,8 @@ mod tests {
             metrics.ended(&Outcome { endpoint, status, code, took: Duration::from_millis(3) });
         }
         metrics.plugin_line(tracing::Level::WARN);
+        metrics.repaired(repair::Mode::Delete, repair::Outcome::Fail);
+        metrics.early(repair::Outcome::Success);
         let page = metrics.page("/metrics");
         assert_eq!(page.status, 200);
         for line in [
@@ -362,6 +400,8 @@ mod tests {
             "sluice_ready{condition=\"installed\"} 0",
             "sluice_ready{condition=\"running\"} 1",
             "sluice_plugin_log_lines_total{level=\"warn\"} 1",
+            "istio_cni_repair_pods_repaired_total{type=\"delete\",result=\"fail\"} 1",
+            "sluice_early_pods_total{result=\"success\"} 1",
             "sluice_pods 0",
             "sluice_escaped_pods_total 7",
             "# EOF",

@@ -6,8 +6,10 @@ mod audit;
 mod busy;
 mod check;
 mod hints;
+mod running;
 mod start;
 
+pub(crate) use running::RunningError;
 pub(crate) use start::run;
 
 use crate::backend::NodeBackend;

@@ -11,6 +11,7 @@ use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
 use crate::metrics::{Metrics, Served};
 use crate::record::Records;
+use crate::repair;
 use crate::responder::Responder;
 use crate::server::Server;
 use crate::source::Pods;
@@ -49,6 +50,7 @@ struct Prepared<'a> {
     config: Config,
     backend: NodeBackend,
     installation: Option<(Settings, PluginEntry)>,
+    repair: Option<repair::Settings>,
 }
 
 /// Runs the agent until it is told to stop. Ending takes nothing back: rules, records,
@@ -85,6 +87,7 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
     let stop = runtime.block_on(async { stop_signal() })?;
     let config = args.policy().config()?;
     let installation = args.installation(entry)?;
+    let repair = args.repair()?;
     let backend = NodeBackend::choose(args.choice(), &args.search())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -92,7 +95,8 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
         with = backend.describe(),
         "backend proved in a scratch namespace"
     );
-    let prepared = Prepared { args, run_dir: args.run_dir(), config, backend, installation };
+    let prepared =
+        Prepared { args, run_dir: args.run_dir(), config, backend, installation, repair };
     let result = runtime.block_on(serve(prepared, stop));
     // A step that hangs must not keep the process: its request was answered.
     runtime.shutdown_background();
@@ -106,12 +110,15 @@ async fn serve(
     prepared: Prepared<'_>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let Prepared { args, run_dir, config, backend, installation } = prepared;
+    let Prepared { args, run_dir, config, backend, installation, repair } = prepared;
     let health = Arc::new(Health::default());
     let health_port =
         bind(args.health(), "/healthz and /readyz", "--health-address (SLUICE_HEALTH_ADDRESS)")?;
     let metrics_port = bind(args.monitoring()?, "/metrics", "--monitoring-port (MONITORING_PORT)")?;
-    let interest = Interest { namespace_labels: config.ambient_enabled, ..Interest::default() };
+    let interest = Interest {
+        annotations: repair.iter().map(|repair| repair.signs.annotation.clone()).collect(),
+        namespace_labels: config.ambient_enabled,
+    };
     let source = Pods::open(&args.source(), interest).await?;
     synced(&health, &source);
     let self_test = SelfTest::new(&health);
@@ -128,7 +135,7 @@ async fn serve(
     let records = Records::open(&run_dir)?;
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
     let hosts = hosts()?;
-    let looked_at = source.clone();
+    let (looked_at, followed) = (source.clone(), source.clone());
     let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
     let agent = Arc::new(agent);
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
@@ -140,6 +147,7 @@ async fn serve(
         let metrics = Arc::clone(&metrics);
         tokio::spawn(port.run(move |path| metrics.page(path)));
     }
+    start_repair(repair, &followed, &agent, &metrics, &health);
     let lines = Arc::clone(&metrics);
     let log_socket = tokio::spawn(log_socket.run(move |level| lines.plugin_line(level)));
     tokio::spawn(self_test.run(Arc::clone(&agent), run_dir, Arc::clone(&health)));
@@ -166,6 +174,22 @@ async fn serve(
     // Its socket's file goes when the task has.
     let _ = log_socket.await;
     served
+}
+
+/// Repair needs to know how pods fare, which only a cluster tells.
+fn start_repair(
+    settings: Option<repair::Settings>,
+    source: &Pods,
+    agent: &Arc<Agent>,
+    metrics: &Arc<Metrics>,
+    health: &Health,
+) {
+    let (Some(settings), Pods::Kubernetes(kubernetes)) = (settings, source) else { return };
+    tracing::info!(mode = settings.mode.as_str(), "looking for pods that started without rules");
+    let beat = health.beats("repair", HOUSE_SILENCE);
+    let (agent, metrics) = (Arc::clone(agent), Arc::clone(metrics));
+    let worker = repair::Worker::new(agent, Arc::clone(kubernetes), metrics, settings);
+    tokio::spawn(worker.run(beat));
 }
 
 /// The runtime's own sign of life.

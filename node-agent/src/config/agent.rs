@@ -184,6 +184,18 @@ impl AgentArgs {
         Ok(Some((settings, plugin)))
     }
 
+    /// What to do about pods that started without rules; `None` for nothing.
+    ///
+    /// # Errors
+    ///
+    /// When a setting cannot be followed.
+    pub(crate) fn repair(&self) -> Result<Option<crate::repair::Settings>, ConfigError> {
+        if !self.in_cluster() {
+            return Ok(None);
+        }
+        self.repair.settings(&self.source().kubernetes.node_name)
+    }
+
     /// What was given and is not followed, a line each.
     pub(crate) fn warnings(&self, entry: Entry) -> Vec<String> {
         let mut switches = vec![

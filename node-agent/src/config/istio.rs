@@ -1,6 +1,8 @@
-//! Settings of Istio's agent that have no effect here, or none yet.
+//! Settings of Istio's agent that have no effect here, and those of repair.
 
+use super::policy::ConfigError;
 use super::{Integer, Switch, integer, switch};
+use crate::repair::{Mode, SelectorError, Selectors, Settings, Signs};
 use clap::Args;
 
 /// Of the environment; the flags are listed by themselves.
@@ -97,7 +99,9 @@ impl UnusedArgs {
 
 /// What to do with pods that started before the plugin was there (reference 7.1).
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Repair (accepted; this version repairs nothing yet)")]
+#[command(
+    next_help_heading = "Repair of pods that started without rules: the first of repair, delete and label that is on"
+)]
 pub(super) struct RepairArgs {
     /// Look for such pods.
     #[arg(
@@ -198,6 +202,38 @@ pub(super) struct RepairArgs {
 }
 
 impl RepairArgs {
+    /// What is to be done on a node about which pods; `None` when nothing is.
+    ///
+    /// # Errors
+    ///
+    /// When a selector cannot be followed.
+    pub(super) fn settings(&self, node: &str) -> Result<Option<Settings>, ConfigError> {
+        let mode = Mode::choose(
+            self.repair_repair_pods.is_on(),
+            self.repair_delete_pods.is_on(),
+            self.repair_label_pods.is_on(),
+        );
+        let Some(mode) = mode.filter(|_| self.repair_enabled.is_on()) else { return Ok(None) };
+        let (labels, fields) = (&self.repair_label_selectors, &self.repair_field_selectors);
+        let selectors = Selectors::parse(labels, fields, node).map_err(|error| {
+            let (option, value) = match error {
+                SelectorError::Label(_) => ("--repair-label-selectors", labels),
+                SelectorError::Field(_) => ("--repair-field-selectors", fields),
+            };
+            ConfigError::Value { option, value: value.clone(), problem: error.to_string() }
+        })?;
+        let signs = Signs {
+            annotation: self.repair_sidecar_annotation.clone(),
+            container: self.repair_init_container_name.clone(),
+            message: self.repair_init_container_termination_message.clone(),
+            code: self.repair_init_container_exit_code.0,
+            selectors,
+        };
+        let (key, value) = (&self.repair_broken_pod_label_key, &self.repair_broken_pod_label_value);
+        let label = (key.clone(), value.clone());
+        Ok(Some(Settings { mode, signs, label, node: node.to_owned() }))
+    }
+
     pub(super) fn switches(&self) -> [(&'static str, &Switch); 4] {
         [
             ("repair-enabled", &self.repair_enabled),

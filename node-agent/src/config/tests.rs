@@ -115,3 +115,19 @@ fn what_has_no_effect_is_said() {
         assert!(help.contains(part), "{part}:\n{help}");
     }
 }
+
+#[test]
+fn repair_is_what_istios_settings_say() {
+    use crate::repair::Mode;
+    let repair = |arguments: &[&str]| parse(&[&["--node-name=n"], arguments].concat()).repair();
+    let mode = |arguments: &[&str]| repair(arguments).unwrap().map(|settings| settings.mode);
+    assert_eq!(mode(&[]), None);
+    assert_eq!(mode(&["--repair-label-pods"]), Some(Mode::Label));
+    assert_eq!(mode(&["--repair-label-pods", "--repair-delete-pods"]), Some(Mode::Delete));
+    let all = ["--repair-label-pods", "--repair-delete-pods", "--repair-repair-pods"];
+    assert_eq!(mode(&all), Some(Mode::Repair));
+    assert_eq!(mode(&["--repair-repair-pods", "--repair-enabled=false"]), None);
+    assert_eq!(mode(&["--repair-repair-pods", "--pods=/x"]), None, "needs the API");
+    let error = repair(&["--repair-repair-pods", "--repair-field-selectors=spec.x=y"]).unwrap_err();
+    assert!(error.to_string().contains("--repair-field-selectors"), "{error}");
+}

@@ -6,7 +6,6 @@
 //! broken or empty then keeps what it had, because a pod must not drop out of the
 //! mesh while its file is being rewritten. [`watch`] owns the kernel's messages.
 
-#[expect(dead_code, reason = "what repair, metrics and readiness ask for is not asked for yet")]
 pub(crate) mod kubernetes;
 pub(crate) mod manifest;
 mod pods;

@@ -150,6 +150,11 @@ impl Kubernetes {
         self.store.namespaces()
     }
 
+    /// A namespace, as last seen.
+    pub(crate) fn namespace(&self, name: &str) -> Option<Namespace> {
+        self.store.lock().namespace(name).map(|labels| labels.unpack(name))
+    }
+
     /// Why the pods may not be up to date; `None` while they are.
     pub(crate) fn behind(&self) -> Option<String> {
         self.store.lock().behind.clone()

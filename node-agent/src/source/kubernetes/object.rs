@@ -94,7 +94,7 @@ pub(crate) struct InitStatus {
 pub(crate) struct Ended {
     /// Its exit code.
     pub(crate) code: i32,
-    /// Its termination message.
+    /// Its termination message, trimmed. Somebody else's text: it is not logged.
     pub(crate) message: String,
 }
 
@@ -107,7 +107,12 @@ impl NodePod {
     /// The pod that a runtime knows by `uid`: its own, or that of the static pod it
     /// mirrors.
     pub(crate) fn has_uid(&self, uid: &str) -> bool {
-        self.facts.uid.as_deref() == Some(uid) || self.facts.annotation(STATIC_POD_UID) == Some(uid)
+        self.facts.uid.as_deref() == Some(uid) || self.static_uid() == Some(uid)
+    }
+
+    /// The uid of the static pod that it mirrors.
+    pub(crate) fn static_uid(&self) -> Option<&str> {
+        self.facts.annotation(STATIC_POD_UID)
     }
 }
 
@@ -305,7 +310,7 @@ fn init(raw: &RawContainerStatus<'_>) -> InitStatus {
             .is_some_and(|t| t.reason.as_deref() == Some("Completed") || t.exit_code == Some(0)),
         last: last.map(|t| Ended {
             code: t.exit_code.unwrap_or_default(),
-            message: super::error::quote(t.message.as_deref().unwrap_or_default()),
+            message: t.message.as_deref().unwrap_or_default().trim().to_owned(),
         }),
     }
 }

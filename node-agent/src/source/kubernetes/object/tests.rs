@@ -68,7 +68,7 @@ fn keeps_what_decides_and_nothing_secret() {
     assert_eq!(pod.facts.annotation("example.com/kept"), Some("yes"));
     assert_eq!(pod.addresses.len(), 2);
     assert_eq!(pod.phase, Phase::Pending);
-    let ended = Ended { code: 126, message: "no rules".into() };
+    let ended = Ended { code: 126, message: "no\nrules".into() };
     let name = "istio-validation".to_owned();
     assert_eq!(pod.init, [InitStatus { name, completed: false, last: Some(ended) }]);
 }

@@ -1,0 +1,148 @@
+//! Pods that run already, without a request of the plugin: found, looked at, and
+//! captured exactly as by an ADD.
+
+use super::Agent;
+use crate::failure::{Failure, causes};
+use crate::record::{Record, SandboxId};
+use crate::repair::place::{self, Place, PlaceError};
+use crate::source::kubernetes::object::NodePod;
+use redirect::enroll::{self, decide};
+use redirect::pod::Namespace;
+use std::time::{Duration, Instant};
+use sys::netns::{NetnsId, within_pod};
+use wire::code;
+use wire::request::{Extension, PodRequest};
+
+/// Time for a capture.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// The interface that the kubelet has sandboxes added with.
+const INTERFACE: &str = "eth0";
+
+/// Why a pod that runs could not be captured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunningError {
+    /// It has no namespace of its own.
+    #[error("the pod is in the host's network, which is never programmed")]
+    HostNetwork,
+    /// Its namespace is not to be had.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Its namespace cannot be looked at.
+    #[error("look at the pod's network namespace: {0}")]
+    Look(String),
+    /// It could not be captured.
+    #[error("{0}")]
+    Capture(Failure),
+}
+
+impl Agent {
+    /// Captures a pod that runs, whatever rules it has. Says what was proved.
+    ///
+    /// # Errors
+    /// When its namespace is not found, or the capture fails.
+    pub(crate) fn capture_running(&self, pod: &NodePod) -> Result<String, RunningError> {
+        let records = self.records_of(pod);
+        let place = self.place(pod, &records)?;
+        let id = place.netns.id();
+        let record = records.into_iter().find(|record| programmed(record) == id);
+        self.capture_in(pod, &place, record)
+    }
+
+    /// Captures a pod of the mesh that runs and has no rules and no record: nobody
+    /// asked about it. `None` when it is well, or not of the mesh.
+    ///
+    /// # Errors
+    /// When that cannot be found out, or the capture fails.
+    pub(crate) fn capture_early(
+        &self,
+        pod: &NodePod,
+        namespace: Option<&Namespace>,
+    ) -> Result<Option<String>, RunningError> {
+        match decide(&pod.facts, namespace, &self.config) {
+            Ok(enroll::Decision::Sidecar) => {}
+            Ok(_) => return Ok(None),
+            Err(error) => return Err(RunningError::Look(error.to_string())),
+        }
+        // Before the search, which looks at all processes: after a restart of the agent
+        // all pods have one.
+        if !self.records_of(pod).is_empty() {
+            return Ok(None);
+        }
+        let place = self.place(pod, &[])?;
+        let look = |error: &dyn std::error::Error| RunningError::Look(causes(error));
+        let bare = within_pod(&place.netns, self.hosts[0], || self.backend.is_bare());
+        let bare = bare.map_err(|error| look(&error))?.map_err(RunningError::Look)?;
+        if !bare {
+            return Ok(None);
+        }
+        self.capture_in(pod, &place, None).map(Some)
+    }
+
+    /// What was written down about the pod; of one sandbox after the other there may be
+    /// several.
+    fn records_of(&self, pod: &NodePod) -> Vec<Record> {
+        // One that cannot be read is told of by CHECK.
+        let records =
+            self.records.ids().into_iter().filter_map(|id| self.records.read(&id).ok()?);
+        let is_own =
+            |record: &Record| record.pod.uid.as_deref().is_some_and(|uid| pod.has_uid(uid));
+        records.filter(is_own).collect()
+    }
+
+    fn place(&self, pod: &NodePod, records: &[Record]) -> Result<Place, RunningError> {
+        if pod.facts.host_network {
+            return Err(RunningError::HostNetwork);
+        }
+        let uids = [pod.facts.uid.as_deref(), pod.static_uid()];
+        let uids: Vec<String> = uids.into_iter().flatten().map(ToOwned::to_owned).collect();
+        let recorded: Vec<NetnsId> = records.iter().map(programmed).collect();
+        let wanted = place::Wanted {
+            uids: &uids,
+            addresses: &pod.addresses,
+            recorded: &recorded,
+            hosts: &self.hosts,
+        };
+        Ok(place::find(&place::root(), &wanted)?)
+    }
+
+    fn capture_in(
+        &self,
+        pod: &NodePod,
+        place: &Place,
+        record: Option<Record>,
+    ) -> Result<String, RunningError> {
+        let (id, interface) = match record {
+            Some(record) => (Some(record.sandbox), record.interface),
+            None => (place.sandbox.clone(), INTERFACE.to_owned()),
+        };
+        let sandbox = id.as_deref().and_then(|id| SandboxId::new(id).ok());
+        let request = PodRequest {
+            pod_name: pod.facts.name.clone(),
+            pod_namespace: pod.facts.namespace.clone(),
+            sluice: Some(Extension {
+                container_id: id.unwrap_or_default(),
+                if_name: interface,
+                pod_uid: pod.facts.uid.clone().unwrap_or_default(),
+                ..Extension::default()
+            }),
+            ..PodRequest::default()
+        };
+        // Found a moment ago, and looked at once more: never the host's.
+        if self.hosts.contains(&place.netns.id()) {
+            return Err(RunningError::Capture(Failure::new(
+                code::INVALID_NETNS,
+                "the pod's network namespace is the host's",
+                "nothing was done",
+            )));
+        }
+        let deadline = Instant::now() + LIMIT;
+        self.capture(&request, sandbox.as_ref(), &place.netns, &pod.facts, deadline)
+            .map(|answer| answer.reason)
+            .map_err(RunningError::Capture)
+    }
+}
+
+fn programmed(record: &Record) -> NetnsId {
+    NetnsId { dev: record.netns.dev, ino: record.netns.ino }
+}
