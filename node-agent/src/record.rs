@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use wire::request::Attachment;
 
 /// Directory below the run directory.
-const DIRECTORY: &str = "sandboxes";
+const DIRECTORY: &str = wire::passed::RECORDS;
 /// Files that are being written begin so; no sandbox's name does.
 const TEMPORARY: &str = ".new-";
 /// Format of the file.

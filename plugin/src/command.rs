@@ -243,8 +243,8 @@ fn status(config: &Config<'_>, deadline: Deadline, report: &mut Report) -> Resul
 
 /// The specification lets GC fail. It does when the agent says so or says
 /// nonsense; an agent that is not there is no failure, since the node must not
-/// report broken networking for a mesh that is being taken away, and the
-/// agent compares its records with the sandboxes when it starts anyway.
+/// report broken networking for a mesh that is being taken away, and what was
+/// to be forgotten is a file a sandbox, which DEL removes without the agent too.
 fn gc(config: &Config<'_>, deadline: Deadline, report: &mut Report) -> Result<Vec<u8>, Error> {
     let attachments = config.valid_attachments()?;
     let agent = Agent::new(config, deadline);

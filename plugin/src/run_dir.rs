@@ -84,11 +84,13 @@ impl RunDir {
         written
     }
 
-    /// A sandbox that is deleted needs no look any more.
+    /// A sandbox that is deleted needs no look and no record any more. The agent has
+    /// removed them already when it could be told.
     pub(crate) fn forget(&self, container: &str) {
-        // Mostly there is none. One that stays is the agent's to clean up.
-        let _ =
-            fs::remove_file(self.path.join(passed::DIRECTORY).join(passed::file_name(container)));
+        for directory in [passed::DIRECTORY, passed::RECORDS] {
+            // Mostly there is none. One that stays is the agent's to clean up.
+            let _ = fs::remove_file(self.path.join(directory).join(passed::file_name(container)));
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// Directory below the run directory.
 pub const DIRECTORY: &str = "passed";
+/// Directory below the run directory with the agent's records of captured sandboxes;
+/// a file is named as one here.
+pub const RECORDS: &str = "sandboxes";
 /// Files that the directory may hold, those that are being written included. A
 /// node has room for 256 pods by Kubernetes' largest setting; who comes to more
 /// has to wait for the agent.

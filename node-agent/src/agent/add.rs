@@ -53,6 +53,9 @@ impl Agent {
         })?;
         match decision {
             enroll::Decision::Skip(reason) => {
+                if let Some(doubt) = &found.doubt {
+                    return Err(doubted(pod, doubt));
+                }
                 tracing::info!(
                     ns = pod.namespace,
                     pod = pod.name,
@@ -121,6 +124,8 @@ impl Agent {
         };
         let addresses = super::addresses().map_err(|error| rules(causes(&error)))?;
         let plan = plan(pod, &self.config, &addresses).map_err(|error| refused(pod, &error))?;
+        // The runtime may bring it up only after this chain, and the proof goes by it.
+        sys::routing::bring_loopback_up().map_err(|error| rules(causes(&error)))?;
         let programmed = self.backend.program(&plan).map_err(rules)?;
         let inside = probe::inside(&plan, &addresses).map_err(|error| not_proved(&error))?;
         Ok((Done { addresses, plan, programmed }, inside))
@@ -145,6 +150,18 @@ impl Agent {
             facts: Facts::of(pod),
         }
     }
+}
+
+/// What was outside the mesh as far as its manifest could be read may be in it by now.
+fn doubted(pod: &Pod, doubt: &str) -> Failure {
+    Failure::new(
+        code::UNKNOWN_POD,
+        format!(
+            "pod {}/{} was outside the mesh when its manifest could be read last: {doubt}",
+            pod.namespace, pod.name
+        ),
+        "mend the manifest; the runtime tries again",
+    )
 }
 
 fn refused(pod: &Pod, error: &PlanError) -> Failure {

@@ -181,8 +181,14 @@ impl Agent {
                 Ok(Some(passed)) => self.judge(name, &passed, view),
                 Ok(None) => Done::Keep,
                 Err(error) => {
-                    tracing::error!(file = %path.display(), reason = %error, "cannot read which pod passed; it is not audited");
-                    Done::Remove
+                    tracing::error!(file = %path.display(), reason = %error, "cannot read which pod passed");
+                    // What is no such file stays none; out of descriptors is a moment's.
+                    let link = error.raw_os_error() == Some(nix::libc::ELOOP);
+                    if link || error.kind() == io::ErrorKind::Other {
+                        Done::Remove
+                    } else {
+                        Done::Keep
+                    }
                 }
             };
             if matches!(done, Done::Remove) {
@@ -194,7 +200,7 @@ impl Agent {
     fn judge(&self, name: &str, passed: &Passed, view: &View) -> Done {
         let Passed { namespace: ns, name: pod_name, uid, .. } = passed;
         let Some(pod) = view.pods.iter().find(|pod| is_that(pod, passed)) else {
-            if view.complete && !exists(passed) {
+            if view.complete && is_gone(passed) {
                 tracing::info!(ns, pod = pod_name, uid, "passed unseen; pod and sandbox are gone");
                 return Done::Remove;
             }
@@ -303,8 +309,11 @@ fn open(passed: &Passed) -> Result<Netns, String> {
     Ok(netns)
 }
 
-fn exists(passed: &Passed) -> bool {
-    open(passed).is_ok()
+/// True when the sandbox is certainly no more. Where the directory of its namespace
+/// is not mounted, nothing can be said; DEL takes the file away then.
+fn is_gone(passed: &Passed) -> bool {
+    let path = Path::new(&passed.netns);
+    open(passed).is_err() && path.parent().is_some_and(Path::exists)
 }
 
 /// A file, of whatever version as long as it has what is needed here; `None` when

@@ -42,10 +42,20 @@ impl Agent {
             None => {
                 let found = self.find(request, deadline)?;
                 let decision = decide(&found.pod, found.namespace.as_ref(), &self.config);
-                if let Ok(enroll::Decision::Skip(reason)) = decision {
-                    return Ok(answer(Decision::Skip, reason.to_string()));
+                match decision {
+                    Ok(enroll::Decision::Skip(reason)) => {
+                        return Ok(answer(Decision::Skip, reason.to_string()));
+                    }
+                    Ok(enroll::Decision::Sidecar) => (found.pod, None),
+                    Ok(enroll::Decision::Ambient) => {
+                        let what =
+                            "the pod is to be captured for ztunnel, which this agent cannot do";
+                        return Err(Failure::new(code::CAPTURE_UNSUPPORTED, what.to_owned(), NEXT));
+                    }
+                    Err(error) => {
+                        return Err(Failure::new(code::UNKNOWN_POD, error.to_string(), NEXT));
+                    }
                 }
-                (found.pod, None)
             }
         };
         let _turns = self.turns(sandbox.as_ref(), Some(netns.id()), deadline)?;

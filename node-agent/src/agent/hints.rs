@@ -8,6 +8,7 @@ use crate::source::{Found, Pods, Wanted};
 use redirect::pod::Pod;
 use std::time::Instant;
 use sys::netns::Netns;
+use wire::code;
 use wire::passed::{self, Passed};
 use wire::request::PodRequest;
 use wire::snapshot::{INJECTED, Subject, Verdict};
@@ -55,16 +56,17 @@ impl Agent {
         let failure = match self.find(request, deadline) {
             Ok(found) => {
                 compare(&found.pod, injected);
+                if injected == Some(true) && found.pod.annotation(INJECTED).is_none() {
+                    return Err(contradicted(&found.pod));
+                }
                 return Ok(Known::Pod(Box::new(found)));
             }
             Err(failure) => failure,
         };
-        match injected {
-            Some(false) => match self.pass(request, sandbox, netns, &failure.error.msg) {
-                Some(reason) => Ok(Known::Outside(reason)),
-                None => Err(failure),
-            },
-            Some(true) => Err(known_as_meshed(failure)),
+        // With the API server away the agent knows no less than the plugin would alone.
+        match self.pass(request, sandbox, netns, &failure.error.msg) {
+            Some(reason) => Ok(Known::Outside(reason)),
+            None if injected == Some(true) => Err(known_as_meshed(failure)),
             None => Err(failure),
         }
     }
@@ -78,7 +80,12 @@ impl Agent {
         netns: &Netns,
         unknown: &str,
     ) -> Option<String> {
-        let Verdict::Outside(certainty) = self.keeper.current()?.judge(subject(request)) else {
+        let mut subject = subject(request);
+        if !matches!(self.source, Pods::Kubernetes(_)) {
+            // Here the annotations that count are the manifest's, not the runtime's.
+            subject.annotations = None;
+        }
+        let Verdict::Outside(certainty) = self.keeper.current()?.judge(subject) else {
             return None;
         };
         let reason = format!("{certainty}; {unknown}");
@@ -110,6 +117,19 @@ impl Agent {
     }
 }
 
+/// Only a stale or half-read pod can lack what the runtime was given with it; it must
+/// not pass for that.
+fn contradicted(pod: &Pod) -> Failure {
+    Failure::new(
+        code::UNKNOWN_POD,
+        format!(
+            "pod {}/{} has a sidecar by its annotations ({INJECTED}), which the runtime passed, and none as the agent knows it",
+            pod.namespace, pod.name
+        ),
+        "the runtime tries again; if it stays, look whether the pod's manifest is up to date where the agent reads it",
+    )
+}
+
 /// The plan needs what annotations do not tell: the proxy's user and switches.
 fn known_as_meshed(mut failure: Failure) -> Failure {
     failure.error.msg = format!(
@@ -120,6 +140,7 @@ fn known_as_meshed(mut failure: Failure) -> Failure {
 }
 
 /// Says so when the runtime and the source of pods are of different opinions.
+/// A hint never makes a pod pass; it may keep one from passing.
 pub(super) fn compare(pod: &Pod, injected: Option<bool>) {
     let has = pod.annotation(INJECTED).is_some();
     if let Some(said) = injected
@@ -132,7 +153,7 @@ pub(super) fn compare(pod: &Pod, injected: Option<bool>) {
             runtime = said,
             manifest = has,
             reason = "the runtime's annotations and the pod's disagree about the sidecar",
-            "hint contradicted; the pod itself decides"
+            "hint contradicted"
         );
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Directory {
 struct File {
     stamp: Option<Stamp>,
     objects: Objects,
+    /// Why `objects` are of an earlier state of the file.
+    broken: Option<String>,
 }
 
 /// What tells one state of a file from the next without reading it.
@@ -82,6 +84,9 @@ pub(crate) struct Found {
     pub(crate) pod: Pod,
     /// Its namespace; `None` when no manifest describes it.
     pub(crate) namespace: Option<Namespace>,
+    /// Why this may be what the pod was before: its manifest cannot be used by now.
+    /// Enough to capture it, not to let it pass.
+    pub(crate) doubt: Option<String>,
 }
 
 /// Why a pod is not to be had.
@@ -150,20 +155,26 @@ impl Directory {
         Ok(directory)
     }
 
-    /// The pod, waiting for its manifest until `until`.
+    /// The pod, waiting for its manifest until `until`, and for one that has changed
+    /// until it can be read.
     ///
     /// # Errors
     /// When it has not come by then.
     pub(crate) fn wait(&self, wanted: Wanted<'_>, until: Instant) -> Result<Found, Missing> {
+        let caught_up = until.min(Instant::now() + SETTLED + RESCAN);
         let mut files = self.lock();
         loop {
-            let missing = match find(&files, wanted) {
-                Ok(found) => return Ok(found),
-                Err(missing) => missing,
+            let (end, otherwise) = match find(&files, wanted) {
+                Ok((found, name)) if !self.is_behind(&files, name) => return Ok(found),
+                Ok((found, _)) => {
+                    let doubt = Some("its manifest has changed and was not read yet".to_owned());
+                    (caught_up, Ok(Found { doubt, ..found }))
+                }
+                Err(missing) => (until, Err(missing)),
             };
-            let left = until.saturating_duration_since(Instant::now());
+            let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(missing);
+                return otherwise;
             }
             let (guard, timeout) = self
                 .changed
@@ -178,6 +189,12 @@ impl Directory {
                 files = self.lock();
             }
         }
+    }
+
+    /// True when a file has changed since it was read: no message comes when the
+    /// target of a link is written, or from some file systems.
+    fn is_behind(&self, files: &BTreeMap<OsString, File>, name: &OsStr) -> bool {
+        files.get(name).and_then(|file| file.stamp) != stamp(&self.path.join(name))
     }
 
     /// Everything that is known. Of several of one name, only the last file's counts.
@@ -244,6 +261,7 @@ impl Directory {
                 let file = files.entry(name.to_owned()).or_default();
                 // Not read again until it changes: one log line a broken state.
                 file.stamp = stamp;
+                file.broken = Some(format!("{}: {error}", path.display()));
                 tracing::error!(
                     file = %path.display(),
                     reason = %error,
@@ -263,6 +281,7 @@ impl Directory {
         }
         file.stamp = stamp;
         file.objects = objects;
+        file.broken = None;
         drop(files);
         self.changed.notify_all();
     }
@@ -340,10 +359,17 @@ fn holds_all(new: &Objects, old: &Objects) -> bool {
 
 /// The last file in name order wins, so that the answer does not depend on when
 /// files were read.
-fn find(files: &BTreeMap<OsString, File>, wanted: Wanted<'_>) -> Result<Found, Missing> {
+fn find<'f>(
+    files: &'f BTreeMap<OsString, File>,
+    wanted: Wanted<'_>,
+) -> Result<(Found, &'f OsStr), Missing> {
     let mut missing = Missing::Unknown;
-    let pods = files.values().rev().flat_map(|file| file.objects.pods.iter().rev());
-    for pod in pods.filter(|p| p.namespace == wanted.namespace && p.name == wanted.name) {
+    let pods = files
+        .iter()
+        .rev()
+        .flat_map(|(name, file)| file.objects.pods.iter().rev().map(move |pod| (name, file, pod)));
+    let named = |p: &Pod| p.namespace == wanted.namespace && p.name == wanted.name;
+    for (name, file, pod) in pods.filter(|(_, _, pod)| named(pod)) {
         match &pod.uid {
             Some(uid)
                 if !wanted.uid.is_empty()
@@ -359,7 +385,8 @@ fn find(files: &BTreeMap<OsString, File>, wanted: Wanted<'_>) -> Result<Found, M
                     .flat_map(|file| file.objects.namespaces.iter().rev())
                     .find(|n| n.name == wanted.namespace)
                     .cloned();
-                return Ok(Found { pod: pod.clone(), namespace });
+                let doubt = file.broken.clone();
+                return Ok((Found { pod: pod.clone(), namespace, doubt }, name));
             }
         }
     }

@@ -89,7 +89,7 @@ impl Kubernetes {
             }
         }
         let namespace = inner.namespace(name).map(|labels| labels.unpack(name));
-        Ok(Found { pod: pod.facts.clone(), namespace })
+        Ok(Found { pod: pod.facts.clone(), namespace, doubt: None })
     }
 
     /// Asks the API server, together with everyone else who wants the same. `None`
