@@ -58,7 +58,8 @@ machine_state() (
   done
   ip -o link 2>/dev/null | awk -F': ' '{ print "host link:", $2 }'
   ip netns list 2>/dev/null | awk '{ print "named namespace:", $1 }'
-  lsns -t net -n -o NS,PID,COMMAND 2>/dev/null | awk '{ ns = $1; $1 = ""; print "namespace " ns " of process" $0 }'
+  # By number alone, since which process stands for one changes; not the one this runs in.
+  lsns -t net -n -o NS 2>/dev/null | awk -v own="$(stat -Lc %i /proc/self/ns/net)" '$1 != own { print "namespace " $1 }'
   our_processes | sed 's/^/process: /'
   awk '/sluice|istio-cni|nsfs/ { print "mount:", $2 }' /proc/self/mounts
   find /run/istio-cni /etc/cni /opt/cni 2>/dev/null | sed 's/^/file: /'
@@ -78,5 +79,6 @@ leaked() {
     [ "$try" = 5 ] || sleep 1
   done
   printf '%s\n' "$found"
+  lsns -t net 2>/dev/null || true
   return 1
 }
