@@ -15,6 +15,7 @@ fn a_sidecar_is_captured_proved_and_recorded() {
         let lab = Lab::with_agent(&["--backend", backend]);
         lab.sidecar("web", &[], &[]);
         let pod = lab.pod("web");
+        assert_eq!(lab.del(&pod).decision(), ("done", "not known"), "DEL before ADD");
         let answer = lab.add(&pod);
         let (decision, reason) = answer.decision();
         assert_eq!(decision, "sidecar");
