@@ -3,7 +3,7 @@
 //! namespace, in the same rounds.
 
 use super::figure::{Baseline, Figure, Samples};
-use super::node::{self, Agent, MESH, PLAIN, Pod, Sandbox, addresses, programs};
+use super::node::{self, Agent, DEFAULTS, MESH, PLAIN, Pod, Sandbox, addresses, programs};
 use anyhow::{Context, Result};
 use e2e_node::agent::namespace;
 use e2e_node::lab::{Namespace, Scratch};
@@ -55,8 +55,8 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Res
     let programs = programs(dist);
     let nftables = Agent::start(&programs, &node, "nftables", "nftables")?;
     let iptables = Agent::start(&programs, &node, "iptables", "iptables")?;
-    let mut objects = vec![namespace(MESH), namespace(PLAIN)];
-    for namespace in [PLAIN, MESH] {
+    let mut objects = vec![namespace(MESH), namespace(DEFAULTS), namespace(PLAIN)];
+    for namespace in [PLAIN, DEFAULTS, MESH] {
         objects.extend((0..AT_ONCE).map(|number| Pod { namespace, number }.manifest()));
     }
     let last = Pod { namespace: MESH, number: AT_ONCE - 1 };
@@ -69,6 +69,7 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Res
         ("add/sidecar/nftables", Way::Add(&nftables, MESH)),
         ("add/sidecar/iptables", Way::Add(&iptables, MESH)),
         ("add/outside-mesh", Way::Add(&nftables, PLAIN)),
+        ("add/sidecar-defaults/nftables", Way::Add(&nftables, DEFAULTS)),
         ("2x iptables-restore", Way::Programs(&restore)),
         ("nft -f", Way::Programs(&nft)),
     ];
@@ -77,18 +78,20 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>, rounds: usize) -> Res
 
     let mut figures = Vec::new();
     for (samples, suffix) in [(alone, ""), (crowd, "/32-at-once")] {
-        let [nftables, iptables, outside, others @ ..] = samples.as_slice() else {
+        let [nftables, iptables, outside, defaults, others @ ..] = samples.as_slice() else {
             continue;
         };
         for (name, ours) in [("nftables", nftables), ("iptables", iptables)] {
-            for (samples, (baseline, _)) in others.iter().zip(&ways[3..]) {
+            for (samples, (baseline, _)) in others.iter().zip(&ways[4..]) {
                 let baseline = Baseline { name: baseline, samples };
                 let name = format!("add/sidecar/{name}{suffix}");
                 figures.push(Figure::new(&name, "ms", ours, Some(baseline))?);
             }
         }
-        let name = format!("add/outside-mesh{suffix}");
-        figures.push(Figure::new(&name, "ms", outside, None)?);
+        for (name, samples) in [("outside-mesh", outside), ("sidecar-defaults/nftables", defaults)]
+        {
+            figures.push(Figure::new(&format!("add/{name}{suffix}"), "ms", samples, None)?);
+        }
     }
     Ok(figures)
 }

@@ -129,7 +129,7 @@ fn limit(name: &str) -> Option<&'static str> {
     Some(match name {
         "plugin/size" => "1300000",
         "add/outside-mesh" => "p50 1",
-        "add/sidecar/nftables" => "p50 2.5 p99 10",
+        "add/sidecar/nftables" | "add/sidecar-defaults/nftables" => "p50 2.5 p99 10",
         "add/sidecar/nftables/32-at-once" => "p99 60",
         "rules/nftables" => "1",
         "agent/size" => "10000000",

@@ -17,6 +17,8 @@ use sys::process::Command;
 
 /// Kubernetes namespace of the pods that are in the mesh.
 pub(crate) const MESH: &str = "mesh";
+/// Namespace of the meshed pods with an injected sidecar's defaults: IPv4, no DNS.
+pub(crate) const DEFAULTS: &str = "defaults";
 /// Kubernetes namespace of those that are not.
 pub(crate) const PLAIN: &str = "plain";
 
@@ -30,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A pod of the cluster.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pod {
-    /// [`MESH`] or [`PLAIN`].
+    /// [`MESH`], [`DEFAULTS`] or [`PLAIN`].
     pub(crate) namespace: &'static str,
     /// Its number there.
     pub(crate) number: usize,
@@ -41,12 +43,13 @@ impl Pod {
         format!("{}-{}", self.namespace, self.number)
     }
 
-    /// As Istio's injector leaves a dual-stack pod with DNS capture, or a pod that
-    /// it leaves alone.
+    /// As Istio's injector leaves a dual-stack pod with DNS capture, a pod with its
+    /// defaults, or one that it leaves alone.
     pub(crate) fn manifest(self) -> Value {
         let env = [("ISTIO_DUAL_STACK", "true"), ("ISTIO_META_DNS_CAPTURE", "true")];
         match self.namespace {
             MESH => sidecar_pod(MESH, &self.name(), &json!({}), &env),
+            DEFAULTS => sidecar_pod(DEFAULTS, &self.name(), &json!({}), &[]),
             other => plain_pod(other, &self.name()),
         }
     }
