@@ -11,7 +11,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use wire::snapshot::{Ambient, FILE_NAME, KnownPod, MAX_BYTES, REMOVED_MARKER, Snapshot, VERSION};
+use wire::snapshot::{
+    Ambient, FILE_NAME, KnownPod, MAX_BYTES, REMOVED_MARKER, Snapshot, Source, VERSION, full_name,
+};
 
 /// The file and what is in it.
 #[derive(Debug)]
@@ -59,6 +61,7 @@ impl Keeper {
         if let Some(before) = &state.current
             && !view.complete
             && before.policy == next.policy
+            && before.source == next.source
         {
             // What is not known yet is not gone.
             inherit(&mut next, before);
@@ -110,9 +113,12 @@ fn build(config: &Config, view: &View) -> Snapshot {
         if let Some(uid) = static_uid(pod) {
             statics.insert(uid.to_owned(), known.clone());
         }
-        if let Some(uid) = &pod.uid {
-            pods.insert(uid.clone(), known);
-        }
+        let key = match (&pod.uid, view.source) {
+            (Some(uid), _) => uid.clone(),
+            (None, Source::Manifests) => full_name(&pod.namespace, &pod.name),
+            (None, Source::Kubernetes) => continue,
+        };
+        pods.insert(key, known);
     }
     for (uid, known) in statics {
         pods.entry(uid).or_insert(known);
@@ -121,6 +127,7 @@ fn build(config: &Config, view: &View) -> Snapshot {
     Snapshot {
         version: VERSION,
         policy: policy(config),
+        source: view.source,
         agent_namespace: config.agent_namespace.clone(),
         excluded: config.exclude_namespaces.iter().cloned().collect(),
         ambient: ambient(config, &view.namespaces),

@@ -36,14 +36,42 @@ pub struct Snapshot {
     pub version: u32,
     /// Tells one policy of an agent from another's.
     pub policy: String,
+    /// Whose word counts. An older agent does not say, and knew Kubernetes alone.
+    #[serde(default)]
+    pub source: Source,
     /// Namespace of the agent's own pods; empty when it has none.
     pub agent_namespace: String,
     /// Namespaces that are left alone.
     pub excluded: BTreeSet<String>,
     /// Who can be ambient.
     pub ambient: Ambient,
-    /// Pods of this node by uid, as the agent decided on them.
+    /// Pods of this node by uid, as the agent decided on them. One of a manifest
+    /// without a uid is under its [`full_name`].
     pub pods: BTreeMap<String, KnownPod>,
+}
+
+/// Whose word counts for what a pod is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", from = "String")]
+pub enum Source {
+    /// Kubernetes', of which the runtime passes on a part.
+    #[default]
+    Kubernetes,
+    /// That of manifests on the node, of which the runtime knows nothing; whatever a
+    /// newer agent may name as well.
+    Manifests,
+}
+
+impl From<String> for Source {
+    fn from(name: String) -> Self {
+        if name == "kubernetes" { Self::Kubernetes } else { Self::Manifests }
+    }
+}
+
+/// Key of a pod whose uid is not known: no uid has a slash.
+#[must_use]
+pub fn full_name(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
 }
 
 /// Who can be captured for ztunnel.
@@ -154,6 +182,8 @@ pub enum Doubt {
     PodLabel,
     /// Labels of its namespace could, or are not known.
     NamespaceLabel,
+    /// Manifests count, and the agent had seen none of this pod.
+    NoManifest,
 }
 
 impl fmt::Display for Doubt {
@@ -174,6 +204,9 @@ impl fmt::Display for Doubt {
             }
             Self::NamespaceLabel => {
                 "it has to wait, since its namespace's labels could make it ambient"
+            }
+            Self::NoManifest => {
+                "it has to wait, since the agent had not seen its manifest, which counts here"
             }
         })
     }
@@ -208,8 +241,6 @@ impl Snapshot {
     /// Whether the pod may pass without the agent.
     #[must_use]
     pub fn judge(&self, pod: Subject<'_>) -> Verdict {
-        let known = self.pods.get(pod.uid).filter(|_| !pod.uid.is_empty());
-        let known = known.filter(|k| k.namespace == pod.namespace && k.name == pod.name);
         if !self.agent_namespace.is_empty()
             && pod.namespace == self.agent_namespace
             && pod.name.starts_with(AGENT_POD_PREFIX)
@@ -219,10 +250,18 @@ impl Snapshot {
         if self.excluded.contains(pod.namespace) {
             return Verdict::Outside(Certainty::Excluded);
         }
-        // The agent saw more than annotations: an injected gateway is outside.
-        match known {
+        let by_manifest = self.source == Source::Manifests;
+        match self.known(pod) {
+            // It may be another pod of that name by now, or its manifest another one.
+            Some(KnownPod { mesh: false, .. })
+                if by_manifest && pod.is_injected() == Some(true) =>
+            {
+                return Verdict::Wait(Doubt::Injected);
+            }
+            // The agent saw more than annotations: an injected gateway is outside.
             Some(KnownPod { mesh: false, .. }) => return Verdict::Outside(Certainty::Known),
             Some(KnownPod { mesh: true, .. }) => return Verdict::Wait(Doubt::Known),
+            None if by_manifest => return Verdict::Wait(Doubt::NoManifest),
             None => {}
         }
         match pod.is_injected() {
@@ -235,6 +274,24 @@ impl Snapshot {
             }
             Some(false) => Verdict::Wait(Doubt::NamespaceLabel),
         }
+    }
+
+    /// This very pod. Names are used again in a cluster, so the uid tells there;
+    /// manifests go by name, and by uid where both sides have one.
+    fn known(&self, pod: Subject<'_>) -> Option<&KnownPod> {
+        self.pods
+            .iter()
+            .find(|(key, known)| {
+                known.namespace == pod.namespace
+                    && known.name == pod.name
+                    && match self.source {
+                        Source::Kubernetes => *key == pod.uid && !pod.uid.is_empty(),
+                        Source::Manifests => {
+                            *key == pod.uid || pod.uid.is_empty() || key.contains('/')
+                        }
+                    }
+            })
+            .map(|(_, known)| known)
     }
 }
 

@@ -41,7 +41,47 @@ fn node(name: &str) -> Cluster {
     cluster
 }
 
-fn with_agent(name: &str) -> Cluster {
+/// A node whose agent follows an API server.
+struct Stage {
+    server: Server,
+    cluster: Cluster,
+}
+
+impl Stage {
+    fn create(name: &str) -> Self {
+        let stage = Self::bare(name);
+        stage.with_agent(&[])
+    }
+
+    fn bare(name: &str) -> Self {
+        let cluster = node(name);
+        let server = Server::start_in(cluster.node.host.netns()).unwrap();
+        server.put(namespace(NAMESPACE)).unwrap();
+        Self { server, cluster }
+    }
+
+    fn with_agent(mut self, args: &[&str]) -> Self {
+        self.start(args);
+        left(&self.cluster, "");
+        self
+    }
+
+    fn start(&mut self, args: &[&str]) {
+        let Cluster { programs, node, directories, .. } = &self.cluster;
+        let args = [&["--backend", "nftables"], args].concat();
+        let url = self.server.url();
+        let agent = Agent::follow(programs, &node.host, directories, &url, &args).unwrap();
+        self.cluster.agent = Some(agent);
+    }
+
+    fn put(&self, mut manifest: Value) {
+        manifest["spec"]["nodeName"] = json!(NODE_NAME);
+        self.server.put(manifest).unwrap();
+    }
+}
+
+/// A node whose agent has manifests.
+fn with_manifests(name: &str) -> Cluster {
     let mut cluster = node(name);
     cluster.start_agent("nftables").unwrap();
     left(&cluster, "");
@@ -107,51 +147,108 @@ fn is_captured(cluster: &Cluster, pod: &Pod) -> bool {
 
 #[test]
 fn pods_outside_the_mesh_start_and_pods_of_it_wait() {
-    let mut cluster = with_agent("away");
-    let seen = cluster.sandbox(&plain_pod(NAMESPACE, "seen")).unwrap();
-    left(&cluster, "uid-of-seen");
-    kill(&mut cluster);
+    let mut stage = Stage::create("away");
+    stage.put(plain_pod(NAMESPACE, "seen"));
+    left(&stage.cluster, "uid-of-seen");
+    kill(&mut stage.cluster);
+    let cluster = &stage.cluster;
 
     // By its annotations.
-    let mut plain = unseen(&cluster, &plain_pod(NAMESPACE, "plain"), true);
+    let mut plain = unseen(cluster, &plain_pod(NAMESPACE, "plain"), true);
     cluster.attach(&mut plain).unwrap();
-    assert!(!is_captured(&cluster, &plain));
+    assert!(!is_captured(cluster, &plain));
     // By its uid; its runtime passes nothing.
-    let mut seen = seen;
+    let mut seen = unseen(cluster, &plain_pod(NAMESPACE, "seen"), false);
     cluster.attach(&mut seen).unwrap();
-    assert_eq!(passed(&cluster).len(), 2);
+    assert_eq!(passed(cluster).len(), 2);
 
     let manifest = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
-    let error = refused(&cluster, &mut unseen(&cluster, &manifest, true));
+    let error = refused(cluster, &mut unseen(cluster, &manifest, true));
     assert_eq!(error.code, 100, "{error}");
     assert!(error.msg.contains("pod of the mesh"), "{error}");
-    let error = refused(&cluster, &mut unseen(&cluster, &plain_pod(NAMESPACE, "mute"), false));
+    let error = refused(cluster, &mut unseen(cluster, &plain_pod(NAMESPACE, "mute"), false));
     assert!(error.msg.contains("passed no annotations"), "{error}");
     let agent = plain_pod("istio-system", "istio-cni-node-new");
-    cluster.attach(&mut unseen(&cluster, &agent, false)).unwrap();
-    cluster.attach(&mut unseen(&cluster, &plain_pod("kube-system", "dns"), false)).unwrap();
-    assert_eq!(passed(&cluster).len(), 2, "those four are not written down");
+    cluster.attach(&mut unseen(cluster, &agent, false)).unwrap();
+    cluster.attach(&mut unseen(cluster, &plain_pod("kube-system", "dns"), false)).unwrap();
+    assert_eq!(passed(cluster).len(), 2, "those four are not written down");
 
     // The agent is back and finds that all of it was right.
-    cluster.directories.publish(&plain_pod(NAMESPACE, "plain")).unwrap();
-    cluster.start_agent("nftables").unwrap();
-    eventually("both are audited", || passed(&cluster).is_empty());
+    stage.put(plain_pod(NAMESPACE, "plain"));
+    stage.start(&[]);
+    let cluster = &stage.cluster;
+    eventually("both are audited", || passed(cluster).is_empty());
     let log = cluster.agent_log();
     assert_eq!(log.matches("rightly passed unseen").count(), 2, "{log}");
     assert!(!log.contains("passed uncaptured"), "{log}");
+}
+
+/// Beside manifests the runtime's annotations make nobody pass: only who was known by
+/// name to be outside does, and not by a manifest that cannot be used.
+#[test]
+fn where_manifests_count_only_known_pods_pass() {
+    let mut cluster = with_manifests("manifests");
+    let mut nameless = plain_pod(NAMESPACE, "nameless");
+    nameless["metadata"].as_object_mut().unwrap().remove("uid");
+    let spoiled = plain_pod(NAMESPACE, "spoiled");
+    let meshed = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
+    for manifest in [&plain_pod(NAMESPACE, "seen"), &nameless, &spoiled, &meshed] {
+        cluster.directories.publish(manifest).unwrap();
+    }
+    for text in ["uid-of-seen", "shop/nameless", "uid-of-spoiled", "uid-of-meshed"] {
+        left(&cluster, text);
+    }
+    let file = cluster.directories.pods.join(format!("Pod-{NAMESPACE}-spoiled.json"));
+    std::fs::write(file, "{\"kind\": \"Pod\", ").unwrap();
+    let snapshot = cluster.directories.run.join("snapshot.json");
+    eventually("the spoiled one is in doubt", || {
+        !std::fs::read_to_string(&snapshot).unwrap().contains("spoiled")
+    });
+    kill(&mut cluster);
+
+    let mut unknown = unseen(&cluster, &plain_pod(NAMESPACE, "plain"), true);
+    let error = refused(&cluster, &mut unknown);
+    assert!(error.code == 100 && error.msg.contains("manifest"), "{error}");
+    let error = refused(&cluster, &mut unseen(&cluster, &spoiled, true));
+    assert!(error.msg.contains("manifest"), "{error}");
+    // The runtime's word is enough to wait.
+    let lied = sidecar_pod(NAMESPACE, "seen", &json!({}), &[]);
+    let error = refused(&cluster, &mut unseen(&cluster, &lied, true));
+    assert!(error.msg.contains("pod of the mesh"), "{error}");
+    for said in [true, false] {
+        let lied = plain_pod(NAMESPACE, "meshed");
+        let error = refused(&cluster, &mut unseen(&cluster, &lied, said));
+        assert!(error.msg.contains("pod of the mesh"), "{error}");
+    }
+    assert_eq!(passed(&cluster).len(), 0);
+    let mut pods = [
+        unseen(&cluster, &plain_pod(NAMESPACE, "seen"), true),
+        unseen(&cluster, &plain_pod(NAMESPACE, "seen"), false),
+        unseen(&cluster, &nameless, true),
+        // The runtime makes a uid up where a manifest has none.
+        unseen(&cluster, &plain_pod(NAMESPACE, "nameless"), true),
+    ];
+    for pod in &mut pods {
+        cluster.attach(pod).unwrap();
+    }
+    assert_eq!(passed(&cluster).len(), pods.len());
+    cluster.start_agent("nftables").unwrap();
+    eventually("all are audited", || passed(&cluster).is_empty());
+    assert!(!cluster.agent_log().contains("passed uncaptured"), "{}", cluster.agent_log());
 }
 
 /// The runtime told the plugin something else than the pod says: it passed, and
 /// that is found, counted and mended.
 #[test]
 fn what_should_not_have_passed_is_found_and_captured() {
-    let mut cluster = with_agent("wrong");
-    kill(&mut cluster);
+    let mut stage = Stage::create("wrong");
+    kill(&mut stage.cluster);
+    let cluster = &stage.cluster;
     let manifest = sidecar_pod(NAMESPACE, "lied", &json!({}), &[]);
-    let mut pod = unseen(&cluster, &plain_pod(NAMESPACE, "lied"), true);
+    let mut pod = unseen(cluster, &plain_pod(NAMESPACE, "lied"), true);
     cluster.attach(&mut pod).unwrap();
-    assert!(!is_captured(&cluster, &pod));
-    let mut gone = unseen(&cluster, &plain_pod(NAMESPACE, "gone"), true);
+    assert!(!is_captured(cluster, &pod));
+    let mut gone = unseen(cluster, &plain_pod(NAMESPACE, "gone"), true);
     cluster.attach(&mut gone).unwrap();
     let record = cluster.directories.run.join(format!("passed/{}.json", gone.attachment.container));
     let kept = std::fs::read(&record).unwrap();
@@ -161,14 +258,15 @@ fn what_should_not_have_passed_is_found_and_captured() {
     std::fs::write(&record, kept).unwrap();
     drop(gone);
 
-    cluster.directories.publish(&manifest).unwrap();
-    cluster.start_agent("nftables").unwrap();
-    eventually("both are audited", || passed(&cluster).is_empty());
+    stage.put(manifest);
+    stage.start(&[]);
+    let cluster = &stage.cluster;
+    eventually("both are audited", || passed(cluster).is_empty());
     let log = cluster.agent_log();
     assert!(log.contains("passed uncaptured") && log.contains("escaped_total=1"), "{log}");
     assert!(log.contains("captured late") && log.contains("hint contradicted"), "{log}");
     assert!(log.contains("pod and sandbox are gone"), "{log}");
-    assert!(is_captured(&cluster, &pod));
+    assert!(is_captured(cluster, &pod));
     cluster.runtime().check(&cluster.list, &pod.attachment).unwrap();
 }
 
@@ -176,36 +274,36 @@ fn what_should_not_have_passed_is_found_and_captured() {
 /// passes labels.
 #[test]
 fn who_could_be_ambient_waits() {
-    let mut cluster = node("ambient");
-    let start = |cluster: &mut Cluster, by_pod_label: bool, more: &[&str]| {
-        let args = [&["--backend", "nftables", "--ambient-enabled", "true"], more].concat();
-        let (host, directories) = (&cluster.node.host, &cluster.directories);
-        let agent = Agent::launch(&cluster.programs, host, directories, &args).unwrap();
-        cluster.agent = Some(agent);
-        // A manifest that was written just now is read a moment later.
+    let mut stage = Stage::bare("ambient");
+    let start = |stage: &mut Stage, by_pod_label: bool, more: &[&str]| {
+        stage.start(&[&["--ambient-enabled", "true"], more].concat());
         let outside = if by_pod_label { "[]" } else { "[\"shop\"]" };
-        left(cluster, &format!("\"by_pod_label\":{by_pod_label},\"outside\":{outside}"));
+        left(&stage.cluster, &format!("\"by_pod_label\":{by_pod_label},\"outside\":{outside}"));
     };
-    start(&mut cluster, true, &[]);
-    kill(&mut cluster);
-    let mut pod = unseen(&cluster, &plain_pod(NAMESPACE, "maybe"), true);
-    let error = refused(&cluster, &mut pod);
+    start(&mut stage, true, &[]);
+    kill(&mut stage.cluster);
+    let mut pod = unseen(&stage.cluster, &plain_pod(NAMESPACE, "maybe"), true);
+    let error = refused(&stage.cluster, &mut pod);
     assert_eq!(error.code, 100, "{error}");
     assert!(error.msg.contains("its own labels"), "{error}");
 
     let selector = "[{namespaceSelector: {matchLabels: {mode: ambient}}}]";
-    start(&mut cluster, false, &["--ambient-enablement-selector", selector]);
-    kill(&mut cluster);
-    cluster.attach(&mut unseen(&cluster, &plain_pod(NAMESPACE, "surely"), true)).unwrap();
+    start(&mut stage, false, &["--ambient-enablement-selector", selector]);
+    kill(&mut stage.cluster);
+    stage
+        .cluster
+        .attach(&mut unseen(&stage.cluster, &plain_pod(NAMESPACE, "surely"), true))
+        .unwrap();
     let elsewhere = plain_pod("elsewhere", "unknown");
-    let error = refused(&cluster, &mut unseen(&cluster, &elsewhere, true));
+    let error = refused(&stage.cluster, &mut unseen(&stage.cluster, &elsewhere, true));
     assert!(error.msg.contains("its namespace's labels"), "{error}");
 }
 
 #[test]
 fn a_snapshot_that_cannot_be_trusted_lets_nobody_pass() {
-    let mut cluster = with_agent("distrust");
-    kill(&mut cluster);
+    let mut stage = Stage::create("distrust");
+    kill(&mut stage.cluster);
+    let cluster = &stage.cluster;
     let path = cluster.directories.run.join("snapshot.json");
     let good = std::fs::read_to_string(&path).unwrap();
     let plain = plain_pod(NAMESPACE, "plain");
@@ -218,35 +316,37 @@ fn a_snapshot_that_cannot_be_trusted_lets_nobody_pass() {
     .enumerate()
     {
         std::fs::write(&path, bad).unwrap();
-        let error = refused(&cluster, &mut unseen(&cluster, &plain, true));
+        let error = refused(cluster, &mut unseen(cluster, &plain, true));
         assert!(error.msg.contains("no snapshot"), "{number}: {error}");
     }
     std::fs::write(&path, &good).unwrap();
     std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
-    let error = refused(&cluster, &mut unseen(&cluster, &plain, true));
+    let error = refused(cluster, &mut unseen(cluster, &plain, true));
     assert!(error.msg.contains("only root can write"), "{error}");
     // An agent does not read it either: it writes its own.
-    cluster.start_agent("nftables").unwrap();
+    stage.start(&[]);
     let owner = || std::os::unix::fs::MetadataExt::uid(&path.metadata().unwrap());
     eventually("the snapshot is root's", || owner() == 0);
-    kill(&mut cluster);
-    cluster.attach(&mut unseen(&cluster, &plain, true)).unwrap();
+    kill(&mut stage.cluster);
+    let cluster = &stage.cluster;
+    cluster.attach(&mut unseen(cluster, &plain, true)).unwrap();
 }
 
 /// A frozen agent is given a moment, and what it would have said is audited.
 #[test]
 fn a_frozen_agent_keeps_nobody_outside_waiting() {
-    let cluster = with_agent("frozen");
+    let stage = Stage::create("frozen");
+    let cluster = &stage.cluster;
     let frozen = Frozen::new(cluster.agent.as_ref().unwrap().pid());
     let begun = Instant::now();
-    let mut pod = unseen(&cluster, &plain_pod(NAMESPACE, "plain"), true);
+    let mut pod = unseen(cluster, &plain_pod(NAMESPACE, "plain"), true);
     cluster.attach(&mut pod).unwrap();
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
-    assert_eq!(passed(&cluster).len(), 1);
+    assert_eq!(passed(cluster).len(), 1);
     drop(frozen);
-    cluster.directories.publish(&plain_pod(NAMESPACE, "plain")).unwrap();
-    eventually("it is audited", || passed(&cluster).is_empty());
+    stage.put(plain_pod(NAMESPACE, "plain"));
+    eventually("it is audited", || passed(cluster).is_empty());
 }
 
 /// Stops a process until it is dropped.
@@ -269,7 +369,7 @@ impl Drop for Frozen {
 /// The agent knows a pod of the mesh by the runtime's word, and captures none by it.
 #[test]
 fn hints_tell_the_agent_why_but_never_what() {
-    let cluster = with_agent("hints");
+    let cluster = with_manifests("hints");
     let manifest = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
     let mut pod = unseen(&cluster, &manifest, true);
     let err = cluster.attach(&mut pod).unwrap_err();
@@ -288,7 +388,7 @@ fn hints_tell_the_agent_why_but_never_what() {
 /// A runtime may hold a chain with us in it for longer than there is an agent.
 #[test]
 fn a_node_that_is_cleaned_up_runs_everything() {
-    let mut cluster = with_agent("cleanup");
+    let mut cluster = with_manifests("cleanup");
     kill(&mut cluster);
     std::fs::write(cluster.directories.run.join("removed"), "").unwrap();
     let manifest = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
@@ -307,7 +407,7 @@ fn a_node_that_is_cleaned_up_runs_everything() {
 /// Full: nobody would ever look at what passes then.
 #[test]
 fn what_cannot_be_written_down_waits() {
-    let mut cluster = with_agent("full");
+    let Stage { server: _server, mut cluster } = Stage::create("full");
     kill(&mut cluster);
     let directory = cluster.directories.run.join("passed");
     std::fs::create_dir_all(&directory).unwrap();
@@ -342,20 +442,21 @@ impl Drop for Full {
 /// Printed, with a bound that only a wait would break: the machine is shared.
 #[test]
 fn a_pass_without_the_agent_takes_milliseconds() {
-    let mut cluster = with_agent("fast");
+    let mut stage = Stage::create("fast");
     for number in 0..110 {
-        cluster.directories.publish(&plain_pod(NAMESPACE, &format!("pod-{number}"))).unwrap();
+        stage.put(plain_pod(NAMESPACE, &format!("pod-{number}")));
     }
-    let snapshot = cluster.directories.run.join("snapshot.json");
+    let snapshot = stage.cluster.directories.run.join("snapshot.json");
     eventually("the snapshot has all of them", || {
         let text = std::fs::read_to_string(&snapshot).unwrap_or_default();
         text.matches("uid-of-pod-").count() == 110
     });
-    kill(&mut cluster);
+    kill(&mut stage.cluster);
+    let cluster = &stage.cluster;
     let ours = Conflist { plugins: vec![cluster.list.plugins[1].clone()], ..cluster.list.clone() };
     let mut took: Vec<Duration> = (0..50)
         .map(|number| {
-            let pod = unseen(&cluster, &plain_pod(NAMESPACE, &format!("new-{number}")), true);
+            let pod = unseen(cluster, &plain_pod(NAMESPACE, &format!("new-{number}")), true);
             let begun = Instant::now();
             cluster.runtime().add(&ours, &pod.attachment).unwrap();
             begun.elapsed()
@@ -370,42 +471,33 @@ fn a_pass_without_the_agent_takes_milliseconds() {
 /// the runtime's word starts at once and is looked at later; the mesh waits.
 #[test]
 fn a_silent_api_server_keeps_nobody_outside_waiting() {
-    let mut cluster = node("silent");
-    let server = Server::start_in(cluster.node.host.netns()).unwrap();
-    server.put(namespace(NAMESPACE)).unwrap();
-    server.fail(Fault::Hang.into());
-    let Cluster { programs, node, directories, .. } = &cluster;
-    let args = ["--backend", "nftables"];
-    let agent = Agent::follow(programs, &node.host, directories, &server.url(), &args).unwrap();
-    cluster.agent = Some(agent);
-    left(&cluster, "");
+    let stage = Stage::bare("silent");
+    stage.server.fail(Fault::Hang.into());
+    let stage = stage.with_agent(&[]);
+    let cluster = &stage.cluster;
 
     let begun = Instant::now();
-    let mut plain = unseen(&cluster, &plain_pod(NAMESPACE, "plain"), true);
+    let mut plain = unseen(cluster, &plain_pod(NAMESPACE, "plain"), true);
     cluster.attach(&mut plain).unwrap();
-    let mut lied = unseen(&cluster, &plain_pod(NAMESPACE, "lied"), true);
+    let mut lied = unseen(cluster, &plain_pod(NAMESPACE, "lied"), true);
     cluster.attach(&mut lied).unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert_eq!(passed(&cluster).len(), 2);
+    assert_eq!(passed(cluster).len(), 2);
     let manifest = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
-    let err = cluster.attach(&mut unseen(&cluster, &manifest, true)).unwrap_err();
+    let err = cluster.attach(&mut unseen(cluster, &manifest, true)).unwrap_err();
     let error = cni_error(&err).unwrap();
     assert!(error.code == 103 && error.msg.contains("it is a pod of the mesh"), "{error}");
     let mute = plain_pod(NAMESPACE, "mute");
-    let err = cluster.attach(&mut unseen(&cluster, &mute, false)).unwrap_err();
+    let err = cluster.attach(&mut unseen(cluster, &mute, false)).unwrap_err();
     assert_eq!(cni_error(&err).unwrap().code, 103, "{err:#}");
 
-    for mut manifest in
-        [plain_pod(NAMESPACE, "plain"), sidecar_pod(NAMESPACE, "lied", &json!({}), &[])]
-    {
-        manifest["spec"]["nodeName"] = json!(NODE_NAME);
-        server.put(manifest).unwrap();
-    }
-    server.heal();
-    server.drop_watches();
-    eventually("both are audited", || passed(&cluster).is_empty());
+    stage.put(plain_pod(NAMESPACE, "plain"));
+    stage.put(sidecar_pod(NAMESPACE, "lied", &json!({}), &[]));
+    stage.server.heal();
+    stage.server.drop_watches();
+    eventually("both are audited", || passed(cluster).is_empty());
     let log = cluster.agent_log();
     assert_eq!(log.matches("rightly passed unseen").count(), 1, "{log}");
     assert!(log.contains("captured late"), "{log}");
-    assert!(is_captured(&cluster, &lied) && !is_captured(&cluster, &plain));
+    assert!(is_captured(cluster, &lied) && !is_captured(cluster, &plain));
 }

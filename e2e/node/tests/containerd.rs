@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use wire::passed;
-use wire::snapshot::{self, Ambient, Snapshot};
+use wire::snapshot::{self, Ambient, Snapshot, Source};
 
 /// Every version that was fetched; none, with a message, when none was.
 fn runtimes() -> Option<(Packages, Vec<Runtime>)> {
@@ -373,15 +373,14 @@ fn without_the_agent_pods_outside_of_the_mesh_start() {
     }
 }
 
-/// What an agent leaves that knows no pod, if this one left nothing.
+/// What an agent leaves that follows an API server and knows no pod; ours has manifests,
+/// beside which the runtime's word does not count.
 fn leave_snapshot(scene: &Scene) {
     let file = scene.cluster.directories.run.join(snapshot::FILE_NAME);
-    if file.exists() {
-        return;
-    }
     let snapshot = Snapshot {
         version: snapshot::VERSION,
         policy: "e2e".to_owned(),
+        source: Source::Kubernetes,
         agent_namespace: "istio-system".to_owned(),
         excluded: BTreeSet::new(),
         ambient: Ambient::default(),

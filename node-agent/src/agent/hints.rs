@@ -11,7 +11,7 @@ use sys::netns::Netns;
 use wire::code;
 use wire::passed::{self, Passed};
 use wire::request::PodRequest;
-use wire::snapshot::{INJECTED, Subject, Verdict};
+use wire::snapshot::{Certainty, INJECTED, Subject, Verdict};
 
 /// What an ADD goes by.
 pub(super) enum Known {
@@ -80,14 +80,13 @@ impl Agent {
         netns: &Netns,
         unknown: &str,
     ) -> Option<String> {
-        let mut subject = subject(request);
-        if !matches!(self.source, Pods::Kubernetes(_)) {
-            // Here the annotations that count are the manifest's, not the runtime's.
-            subject.annotations = None;
-        }
-        let Verdict::Outside(certainty) = self.keeper.current()?.judge(subject) else {
+        let Verdict::Outside(certainty) = self.keeper.current()?.judge(subject(request)) else {
             return None;
         };
+        // What it was by its manifest does not count while that can be looked at.
+        if certainty == Certainty::Known && matches!(self.source, Pods::Directory(_)) {
+            return None;
+        }
         let reason = format!("{certainty}; {unknown}");
         let (sluice, id) = (request.sluice.as_ref()?, netns.id());
         let written = self.audit.write_down(&Passed {

@@ -22,7 +22,7 @@ fn namespace(name: &str, labels: &[(&str, &str)]) -> Namespace {
 }
 
 fn view(pods: Vec<Pod>, namespaces: Vec<Namespace>, complete: bool) -> View {
-    View { pods, namespaces, complete }
+    View { pods, namespaces, complete, ..View::default() }
 }
 
 fn by_namespace_label() -> Config {
@@ -68,6 +68,24 @@ fn a_static_pod_has_two_uids_and_none_of_anothers() {
     let snapshot = build(&Config::default(), &all);
     assert_eq!(snapshot.pods["hash"].name, "static");
     assert_eq!(snapshot.pods["uid-in"].name, "in");
+}
+
+#[test]
+fn pods_of_manifests_are_known_by_name() {
+    let nameless = Pod { uid: None, ..pod("nameless", false) };
+    let all = || view(vec![nameless.clone(), pod("out", false)], vec![], true);
+    let manifests = View { source: Source::Manifests, ..all() };
+    let snapshot = build(&Config::default(), &manifests);
+    assert_eq!(snapshot.source, Source::Manifests);
+    assert_eq!(snapshot.pods.keys().collect::<Vec<_>>(), ["shop/nameless", "uid-out"]);
+    assert_eq!(verdict(&snapshot, &nameless), Verdict::Outside(Certainty::Known));
+    assert_eq!(verdict(&snapshot, &pod("unknown", false)), Verdict::Wait(Doubt::NoManifest));
+    // What one source said is not for an agent with another.
+    let dir = tempfile::tempdir().unwrap();
+    Keeper::new(dir.path()).keep(&Config::default(), &manifests);
+    let keeper = Keeper::new(dir.path());
+    keeper.keep(&Config::default(), &view(vec![], vec![], false));
+    assert!(keeper.current().unwrap().pods.is_empty());
 }
 
 #[test]

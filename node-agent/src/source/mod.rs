@@ -197,15 +197,23 @@ impl Directory {
         files.get(name).and_then(|file| file.stamp) != stamp(&self.path.join(name))
     }
 
-    /// Everything that is known. Of several of one name, only the last file's counts.
+    /// Everything that is known for certain: not what a manifest was that has changed
+    /// or cannot be used by now. Of several of one name, only the last file's counts.
     fn all(&self) -> (Vec<Pod>, Vec<Namespace>) {
         let files = self.lock();
         let (mut pods, mut namespaces) = (BTreeMap::new(), BTreeMap::new());
-        for objects in files.values().map(|file| &file.objects) {
-            pods.extend(objects.pods.iter().map(|p| ((&p.namespace, &p.name), p)));
-            namespaces.extend(objects.namespaces.iter().map(|n| (&n.name, n)));
+        for (name, file) in files.iter() {
+            let certain = file.broken.is_none() && !self.is_behind(&files, name);
+            let File { objects, .. } = file;
+            pods.extend(
+                objects.pods.iter().map(|p| ((&p.namespace, &p.name), certain.then_some(p))),
+            );
+            namespaces.extend(objects.namespaces.iter().map(|n| (&n.name, certain.then_some(n))));
         }
-        (pods.into_values().cloned().collect(), namespaces.into_values().cloned().collect())
+        (
+            pods.into_values().flatten().cloned().collect(),
+            namespaces.into_values().flatten().cloned().collect(),
+        )
     }
 
     /// Number of pods and namespaces.

@@ -8,6 +8,7 @@ use redirect::pod::{Namespace, Pod};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::snapshot::Source;
 
 /// How long a pod's manifest may be behind its sandbox.
 const MANIFEST_WAIT: Duration = Duration::from_secs(1);
@@ -47,8 +48,10 @@ pub(crate) struct View {
     pub(crate) pods: Vec<Pod>,
     /// Namespaces, where they were asked for.
     pub(crate) namespaces: Vec<Namespace>,
-    /// What is not here does not exist: the first lists are complete.
+    /// What is not here does not exist, or is in doubt: the first lists are complete.
     pub(crate) complete: bool,
+    /// Whose word this is.
+    pub(crate) source: Source,
 }
 
 impl Pods {
@@ -100,12 +103,13 @@ impl Pods {
         match self {
             Self::Directory(directory) => {
                 let (pods, namespaces) = directory.all();
-                View { pods, namespaces, complete: true }
+                View { pods, namespaces, complete: true, source: Source::Manifests }
             }
             Self::Kubernetes(kubernetes) => View {
                 pods: kubernetes.pods().into_iter().map(|pod| pod.facts).collect(),
                 namespaces: if with_namespaces { kubernetes.namespaces() } else { Vec::new() },
                 complete: kubernetes.synced().borrow().is_complete(),
+                source: Source::Kubernetes,
             },
         }
     }

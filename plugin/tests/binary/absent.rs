@@ -139,6 +139,23 @@ fn a_pod_that_the_agent_saw_needs_no_annotations() {
 }
 
 #[test]
+fn where_manifests_count_the_runtimes_annotations_do_not() {
+    let mut manifests = snapshot();
+    manifests["source"] = json!("manifests");
+    let away = Away::with(&manifests);
+    away.waits(PLAIN, "its manifest");
+    away.waits(INJECTED, "its manifest");
+    let known = |annotations| uid(away.call("ADD", annotations), "u-out").run();
+    let (msg, _) = known(INJECTED).failure(code::AGENT_UNREACHABLE);
+    assert!(msg.contains("of the mesh"), "{msg}");
+    known(PLAIN).success();
+    known("null").success();
+    // Of a newer agent.
+    manifests["source"] = json!("oracle");
+    Away::with(&manifests).waits(PLAIN, "its manifest");
+}
+
+#[test]
 fn the_agents_pod_and_excluded_namespaces_of_the_snapshot_pass() {
     let away = Away::with(&snapshot());
     // Not even a journal that cannot be written keeps the agent from coming back.

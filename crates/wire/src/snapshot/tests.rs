@@ -5,6 +5,7 @@ fn snapshot() -> Snapshot {
     Snapshot {
         version: VERSION,
         policy: "p".into(),
+        source: Source::Kubernetes,
         agent_namespace: "istio-system".into(),
         excluded: ["kube-system".to_owned()].into(),
         ambient: Ambient::default(),
@@ -45,6 +46,38 @@ fn what_the_agent_saw_counts_more_and_only_for_that_very_pod() {
         KnownPod { namespace: "shop".into(), name: "a".into(), mesh: false },
     );
     assert_eq!(judge(&nameless, "a", "", None), Verdict::Wait(Doubt::NoAnnotations));
+}
+
+#[test]
+fn where_manifests_count_the_runtimes_word_makes_nobody_pass() {
+    let mut s = Snapshot { source: Source::Manifests, ..snapshot() };
+    let nameless = KnownPod { namespace: "shop".into(), name: "nameless".into(), mesh: false };
+    s.pods.insert(full_name("shop", "nameless"), nameless);
+    for said in [None, Some(false)] {
+        assert_eq!(judge(&s, "a", "u", said), Verdict::Wait(Doubt::NoManifest));
+        assert_eq!(judge(&s, "a", "", said), Verdict::Wait(Doubt::NoManifest));
+        for (name, uid) in [("out", "u-out"), ("out", ""), ("nameless", ""), ("nameless", "u")] {
+            assert_eq!(judge(&s, name, uid, said), Verdict::Outside(Certainty::Known), "{name}");
+        }
+        assert_eq!(judge(&s, "in", "", said), Verdict::Wait(Doubt::Known));
+        assert_eq!(judge(&s, "out", "u-other", said), Verdict::Wait(Doubt::NoManifest));
+    }
+    // Its word may keep one from passing.
+    assert_eq!(judge(&s, "out", "u-out", Some(true)), Verdict::Wait(Doubt::Injected));
+    // No uid has a slash, so a key that is a name is nobody's in a cluster.
+    let s = Snapshot { source: Source::Kubernetes, ..s };
+    assert_eq!(judge(&s, "nameless", "", None), Verdict::Wait(Doubt::NoAnnotations));
+}
+
+#[test]
+fn a_snapshot_of_an_older_agent_means_kubernetes() {
+    let text = serde_json::to_string(&snapshot()).unwrap();
+    let older = text.replace("\"source\":\"kubernetes\",", "");
+    assert_ne!(older, text);
+    assert_eq!(Snapshot::parse(older.as_bytes()).unwrap(), snapshot());
+    // Nobody passes by what is not understood.
+    let newer = text.replace("\"kubernetes\"", "\"oracle\"");
+    assert_eq!(Snapshot::parse(newer.as_bytes()).unwrap().source, Source::Manifests);
 }
 
 #[test]
