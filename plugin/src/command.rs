@@ -229,15 +229,25 @@ fn del(deadline: Deadline, report: &mut Report) -> Result<(), Error> {
     Ok(())
 }
 
+/// A node whose network is not ready starts no pod but those of the host's network, so
+/// an absent agent that is none of those would never come: then pods start or wait one
+/// by one, as [`Absent`] has it.
 fn status(config: &Config<'_>, deadline: Deadline, report: &mut Report) -> Result<Vec<u8>, Error> {
     let agent = Agent::new(config, deadline);
     let request = StatusRequest { sluice: agent.extension() };
-    let answer = agent.ask(Endpoint::Status, &request, None, &|| false).map_err(|e| match e {
+    match agent.ask(Endpoint::Status, &request, None, &|| false) {
+        Ok(answer) => report.outcome(LogLevel::Debug, "ready", &answer.reason),
+        Err(AskError::Unanswered(error))
+            if error.code == code::AGENT_UNREACHABLE && !config.agent_is_on_host() =>
+        {
+            report.tolerated(&error);
+        }
         // The runtime knows 50; the cause stays in the text.
-        AskError::Unanswered(error) => Error { code: code::NOT_AVAILABLE, ..error },
-        AskError::Refused(error) => error,
-    })?;
-    report.outcome(LogLevel::Debug, "ready", &answer.reason);
+        Err(AskError::Unanswered(error)) => {
+            return Err(Error { code: code::NOT_AVAILABLE, ..error });
+        }
+        Err(AskError::Refused(error)) => return Err(error),
+    }
     Ok(Vec::new())
 }
 

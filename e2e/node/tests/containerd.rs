@@ -61,6 +61,11 @@ struct Scene {
 
 impl Scene {
     fn create(packages: &Packages, runtime: &Runtime, network: &Network) -> Self {
+        Self::with_keys(packages, runtime, network, json!({}))
+    }
+
+    /// With more keys in our entry of the chain.
+    fn with_keys(packages: &Packages, runtime: &Runtime, network: &Network, keys: Value) -> Self {
         let mut cluster = Cluster::without_agent("cri", network).unwrap();
         let scratch = cluster.node.host.scratch();
         let record = scratch.path().join("calls.jsonl");
@@ -70,6 +75,7 @@ impl Scene {
         cluster.programs.sluice = sluice;
         let ours = &mut cluster.list.plugins[1].config;
         ours.insert("capabilities".to_owned(), json!({ANNOTATIONS: true, "cgroupPath": true}));
+        ours.extend(keys.as_object().unwrap().clone());
         let record = Record::of(&mut cluster.list, record);
         let backend = backend(runtime);
         cluster.start_agent(backend).unwrap();
@@ -390,7 +396,7 @@ fn leave_snapshot(scene: &Scene) {
 }
 
 /// A chain of CNI 1.1.0: containerd 2 asks for STATUS, and the node is ready only
-/// while the agent is.
+/// while an agent of the host's network is.
 #[test]
 fn the_network_is_ready_when_the_agent_is() {
     let Some((packages, _)) = runtimes() else { return };
@@ -400,7 +406,14 @@ fn the_network_is_ready_when_the_agent_is() {
         main: "main-plugin".to_owned(),
         ..Network::default()
     };
+    // Of an agent on the pods' network STATUS says nothing while it is away: the node
+    // would start nothing, so neither the agent.
     let mut scene = Scene::create(&packages, &two, &network);
+    scene.kill_agent();
+    assert!(scene.containerd.network().unwrap().status);
+    drop(scene);
+    let on_host = json!({"agent_host_network": true});
+    let mut scene = Scene::with_keys(&packages, &two, &network, on_host);
     assert!(scene.containerd.network().unwrap().status);
     let asked = |scene: &Scene| {
         scene.record.all().unwrap().iter().filter(|call| call.command == "STATUS").count()
@@ -461,6 +474,11 @@ fn the_agent_installs_itself_and_is_taken_out() {
         let directories = &cluster.directories;
         let agent = Agent::launch(&cluster.programs, host, directories, &install).unwrap();
         chain(&["bridge", "istio-cni"]);
+        let entry = std::fs::read_dir(containerd.net_dir())
+            .unwrap()
+            .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+        // The lab's node is not in the network of the machine's first process.
+        assert!(entry.into_iter().all(|text| !text.contains("agent_host_network")), "{version}");
         let manifest = |name: &str| sidecar_pod(NAMESPACE, name, &annotations(), &[]);
         cluster.directories.publish(&manifest("meshed")).unwrap();
         let meshed = containerd.run(&manifest("meshed")).unwrap();

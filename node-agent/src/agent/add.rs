@@ -93,7 +93,7 @@ impl Agent {
         for warning in sidecar::warnings(pod) {
             tracing::warn!(ns = pod.namespace, pod = pod.name, reason = warning, "setting ignored");
         }
-        let host = self.hosts[0];
+        let host = self.hosts.own();
         let (done, inside) = within_pod(netns, host, || self.program(pod)).map_err(|error| {
             Failure::new(code::INVALID_NETNS, causes(&error), "the runtime makes a new sandbox")
         })??;

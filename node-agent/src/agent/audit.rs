@@ -270,7 +270,7 @@ impl Agent {
         let text = |failure: Failure| failure.to_string();
         let sandbox = SandboxId::new(&passed.container).map_err(|error| error.to_string())?;
         let netns = open(passed)?;
-        if self.hosts.contains(&netns.id()) {
+        if self.hosts.contains(netns.id()) {
             return Err("its network namespace is the host's".to_owned());
         }
         let request = PodRequest {

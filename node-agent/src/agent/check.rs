@@ -59,7 +59,7 @@ impl Agent {
             }
         };
         let _turns = self.turns(sandbox.as_ref(), Some(netns.id()), deadline)?;
-        let diff = within_pod(&netns, self.hosts[0], || {
+        let diff = within_pod(&netns, self.hosts.own(), || {
             let missing = |what: String| Failure::new(code::RULES_MISSING, what, NEXT);
             let addresses = match addresses {
                 Some(addresses) => addresses,

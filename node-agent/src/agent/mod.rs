@@ -6,6 +6,7 @@ mod audit;
 mod busy;
 mod check;
 mod hints;
+mod hosts;
 mod running;
 mod start;
 
@@ -20,6 +21,7 @@ use crate::snapshot::Keeper;
 use crate::source::{Found, Missing, Pods, Wanted};
 use audit::Audit;
 use busy::{Busy, Key, Turn};
+use hosts::Hosts;
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, Ipv6Addr};
@@ -49,9 +51,8 @@ pub(crate) struct Agent {
     backend: NodeBackend,
     records: Records,
     busy: Busy,
-    /// Namespaces that are never programmed: the agent's own, and that of pid 1.
-    /// The first is the one the agent proves arrivals from.
-    hosts: Vec<NetnsId>,
+    /// Namespaces that are never programmed.
+    hosts: Hosts,
     /// What the plugin has for the time without an agent.
     keeper: Keeper,
     /// What passed unseen.
@@ -113,7 +114,7 @@ impl Agent {
         config: Config,
         backend: NodeBackend,
         records: Records,
-        hosts: Vec<NetnsId>,
+        hosts: Hosts,
         run_dir: &Path,
     ) -> Self {
         let (keeper, audit) = (Keeper::new(run_dir), Audit::new(run_dir));
@@ -138,7 +139,7 @@ impl Agent {
         let netns = netns.map_err(|error| {
             invalid(format!("network namespace {:?}: {}", request.netns, causes(&error)))
         })?;
-        if self.hosts.contains(&netns.id()) {
+        if self.hosts.contains(netns.id()) {
             return Err(invalid(format!(
                 "network namespace {:?} is the host's own, not a pod's",
                 request.netns

@@ -71,7 +71,7 @@ impl Agent {
         }
         let place = self.place(pod, &[])?;
         let look = |error: &dyn std::error::Error| RunningError::Look(causes(error));
-        let bare = within_pod(&place.netns, self.hosts[0], || self.backend.is_bare());
+        let bare = within_pod(&place.netns, self.hosts.own(), || self.backend.is_bare());
         let bare = bare.map_err(|error| look(&error))?.map_err(RunningError::Look)?;
         if !bare {
             return Ok(None);
@@ -101,7 +101,7 @@ impl Agent {
             uids: &uids,
             addresses: &pod.addresses,
             recorded: &recorded,
-            hosts: &self.hosts,
+            hosts: self.hosts.all(),
         };
         Ok(place::find(&place::root(), &wanted)?)
     }
@@ -129,7 +129,7 @@ impl Agent {
             ..PodRequest::default()
         };
         // Found a moment ago, and looked at once more: never the host's.
-        if self.hosts.contains(&place.netns.id()) {
+        if self.hosts.contains(place.netns.id()) {
             return Err(RunningError::Capture(Failure::new(
                 code::INVALID_NETNS,
                 "the pod's network namespace is the host's",

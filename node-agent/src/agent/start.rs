@@ -4,6 +4,7 @@ mod installer;
 mod selftest;
 
 use super::Agent;
+use super::hosts::Hosts;
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
 use crate::health::Health;
@@ -20,15 +21,10 @@ use anyhow::{Context, Result, bail};
 use installer::Installation;
 use redirect::enroll::Config;
 use selftest::SelfTest;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use sys::netns::{Netns, NetnsId};
 use tokio::signal::unix::{SignalKind, signal};
-
-/// Namespaces of the first process: of the agent's own pid namespace, which is the
-/// host's or the container's, and of the host's /proc as Istio's chart mounts it.
-const INIT_NETNS: [&str; 2] = ["/proc/1/ns/net", "/host/proc/1/ns/net"];
 
 /// Threads that only wait for sockets; the work is done on blocking threads.
 const WORKERS: usize = 2;
@@ -110,7 +106,11 @@ async fn serve(
     prepared: Prepared<'_>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let Prepared { args, run_dir, config, backend, installation, repair } = prepared;
+    let Prepared { args, run_dir, config, backend, mut installation, repair } = prepared;
+    let hosts = Hosts::find()?;
+    if let Some((_, entry)) = &mut installation {
+        entry.agent_host_network = hosts.agent_is_on_host();
+    }
     let health = Arc::new(Health::default());
     let health_port =
         bind(args.health(), "/healthz and /readyz", "--health-address (SLUICE_HEALTH_ADDRESS)")?;
@@ -134,7 +134,6 @@ async fn serve(
     let log_socket = LogSocket::bind(&run_dir)?;
     let records = Records::open(&run_dir)?;
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
-    let hosts = hosts()?;
     let (looked_at, followed) = (source.clone(), source.clone());
     let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
     let agent = Arc::new(agent);
@@ -235,21 +234,4 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-fn hosts() -> Result<Vec<NetnsId>> {
-    let mut hosts = vec![Netns::current()?.id()];
-    for path in INIT_NETNS {
-        match Netns::open(Path::new(path)) {
-            Ok(init) if !hosts.contains(&init.id()) => hosts.push(init.id()),
-            Ok(_) => {}
-            // Mounted in a cluster only.
-            Err(_) if path != INIT_NETNS[0] => {}
-            Err(error) => tracing::warn!(
-                reason = %crate::failure::causes(&error),
-                "cannot see the first process' namespace: only the agent's own is refused"
-            ),
-        }
-    }
-    Ok(hosts)
 }

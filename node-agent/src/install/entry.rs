@@ -9,7 +9,7 @@ pub(crate) const TYPE: &str = "istio-cni";
 const STANDALONE_VERSION: &str = "0.3.1";
 
 /// What the agent tells its plugin. Keys and their meaning are Istio's (reference
-/// 2.2) but for `agent_timeout_ms`.
+/// 2.2) but for the two that begin with `agent_`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PluginEntry {
     /// What is worth a log line.
@@ -30,6 +30,8 @@ pub(crate) struct PluginEntry {
     pub(crate) enable_ambient_detection_retry: bool,
     /// Milliseconds that an invocation may take, where it is not the default.
     pub(crate) agent_timeout_ms: Option<u64>,
+    /// The agent is in the host's network, and starts whatever STATUS says.
+    pub(crate) agent_host_network: bool,
 }
 
 impl Default for PluginEntry {
@@ -44,6 +46,7 @@ impl Default for PluginEntry {
             native_nftables: false,
             enable_ambient_detection_retry: false,
             agent_timeout_ms: None,
+            agent_host_network: false,
         }
     }
 }
@@ -100,6 +103,8 @@ struct Rendered<'a> {
     enable_ambient_detection_retry: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     agent_timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    agent_host_network: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     sluice: Option<&'a Marker>,
 }
@@ -123,6 +128,7 @@ impl PluginEntry {
             native_nftables: self.native_nftables,
             enable_ambient_detection_retry: self.enable_ambient_detection_retry,
             agent_timeout_ms: self.agent_timeout_ms,
+            agent_host_network: self.agent_host_network,
             sluice: marker,
         }
     }

@@ -146,11 +146,26 @@ fn status_is_the_agents() {
 
 #[test]
 fn status_without_an_agent_is_not_available() {
-    let (msg, _) =
-        bare("STATUS", config("1.1.0", "/nonexistent", "")).run().failure(code::NOT_AVAILABLE);
+    let status = |run_dir: &str, more: &str| bare("STATUS", config("1.1.0", run_dir, more)).run();
+    let on_host = r#","agent_host_network":true"#;
+    let (msg, _) = status("/nonexistent", on_host).failure(code::NOT_AVAILABLE);
     assert!(msg.contains("/nonexistent/pluginevent.sock"), "{msg}");
-    let fake = answer("200 OK", "");
-    bare("STATUS", config("1.1.0", fake.run_dir(), "")).run().failure(code::NOT_AVAILABLE);
+    // One that is there and talks nonsense is not absent.
+    for more in ["", on_host] {
+        let fake = answer("200 OK", "");
+        status(fake.run_dir(), more).failure(code::NOT_AVAILABLE);
+    }
+}
+
+/// It could not start if the node's network were said not to be ready.
+#[test]
+fn status_waits_for_no_agent_on_the_pod_network() {
+    for more in ["", r#","agent_host_network":false"#, r#","agent_host_network":null"#] {
+        let outcome = bare("STATUS", config("1.1.0", "/nonexistent", more)).run();
+        assert_eq!(outcome.success(), "", "{more}");
+        let log = outcome.log();
+        assert_eq!((&log["level"], &log["code"]), (&json!("warn"), &json!(100)));
+    }
 }
 
 #[test]

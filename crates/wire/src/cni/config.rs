@@ -44,6 +44,8 @@ pub struct Config<'a> {
     pod_namespace: Option<String>,
     #[serde(default)]
     agent_timeout_ms: Option<u64>,
+    #[serde(default)]
+    agent_host_network: Option<bool>,
 }
 
 impl<'a> Config<'a> {
@@ -195,6 +197,13 @@ impl<'a> Config<'a> {
         self.agent_timeout_ms.map_or(DEFAULT_TIMEOUT, |ms| {
             Duration::from_millis(ms.clamp(MIN_TIMEOUT_MS, MAX_TIMEOUT_MS))
         })
+    }
+
+    /// The agent is in the host's network, so that it starts although STATUS says that
+    /// no pod can: `agent_host_network`, a key of ours. Not so when it is not said.
+    #[must_use]
+    pub fn agent_is_on_host(&self) -> bool {
+        self.agent_host_network.unwrap_or_default()
     }
 
     /// [`Config::timeout`] where there is no configuration yet.
