@@ -10,6 +10,7 @@ pub mod case;
 pub mod compile;
 pub mod desired;
 pub mod enroll;
+pub mod host;
 pub mod iptables;
 pub mod net;
 pub mod nft;
