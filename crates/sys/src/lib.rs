@@ -2,7 +2,8 @@
 //!
 //! [`netns`] owns how a network namespace is entered, [`backend`] what a backend
 //! that programs rules must be able to do, [`netlink`] the socket, [`nftables`]
-//! and [`routing`] what is said over it.
+//! and [`routing`] what is said over it. [`seqpacket`] is how
+//! ztunnel is spoken to.
 
 pub mod backend;
 pub mod iptables;
@@ -14,4 +15,5 @@ pub mod probe;
 pub mod process;
 mod reaper;
 pub mod routing;
+pub mod seqpacket;
 pub mod socket;

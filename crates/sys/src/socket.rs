@@ -1,4 +1,4 @@
-//! Descriptors that arrive over a unix stream socket.
+//! Descriptors that arrive over a unix socket.
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -14,13 +14,15 @@ const MAX_FDS: usize = 253;
 pub struct Received {
     /// How many bytes were read; 0 at the end of the stream.
     pub len: usize,
+    /// The message was longer than the buffer and its end is lost; never on a stream.
+    pub truncated: bool,
     /// The descriptors, close-on-exec, in the order they were sent.
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// Reads once from a unix stream socket. Works with non-blocking sockets.
+/// Reads once from a unix socket. Works with non-blocking sockets.
 ///
-/// A later `read` of the same stream discards descriptors: the kernel closes those
+/// A later `read` of the same socket discards descriptors: the kernel closes those
 /// that nobody asks for.
 ///
 /// # Errors
@@ -46,7 +48,8 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> 
             }
         }
     }
-    Ok(Received { len: message.bytes, descriptors })
+    let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
+    Ok(Received { len: message.bytes, truncated, descriptors })
 }
 
 #[cfg(test)]
