@@ -1,4 +1,4 @@
-//! Keys of annotations and labels (reference 2.6).
+//! Keys of annotations and labels (reference 2.6, 4.2).
 
 /// Written by the injector; its presence makes a pod a sidecar pod.
 pub const STATUS: &str = "sidecar.istio.io/status";
@@ -24,3 +24,9 @@ pub const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces
 pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 /// The same, an older name.
 pub const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
+/// Inbound connections of an ambient pod are left to the pod itself: an ingress
+/// gateway's (reference 4.2).
+pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-capture";
+/// Whether an ambient pod's DNS queries are captured, whatever the agent's default
+/// is (reference 4.2).
+pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";

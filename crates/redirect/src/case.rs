@@ -1,6 +1,10 @@
 //! Capture options in the words of upstream's command line (reference 3.1), as the
 //! conformance cases have them.
 
+mod ambient;
+
+pub use ambient::AmbientCase;
+
 use crate::net::{Cidr, CidrError, Interface, InterfaceError, Owner, OwnerError};
 use crate::plan::{
     Destinations, Dns, Groups, INBOUND_PORT, Inbound, Mode, OUTBOUND_PORT, Outbound, Plan, Proxy,

@@ -26,9 +26,22 @@ pub enum Dialect {
     Nftables,
 }
 
+/// Whose rules: the names of tables and chains differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RuleSet {
+    /// For the pod's own Envoy.
+    #[default]
+    Sidecar,
+    /// For the node's ztunnel.
+    Ambient,
+}
+
 /// Everything that must hold in a pod's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
+    /// Whose rules these are. A namespace has those of one set: applying one
+    /// removes the other.
+    pub set: RuleSet,
     /// Rules of both families are wanted; without it every rule is IPv4's (or,
     /// in Istio's nftables form, bound to no family).
     pub ipv6: bool,
@@ -48,16 +61,61 @@ pub struct Routing {
     pub marks: Vec<MarkRoute>,
 }
 
-/// `ip rule add fwmark MARK lookup TABLE` and `ip route add local default dev lo
-/// table TABLE` of one family.
+/// `ip rule add fwmark MARK/MASK lookup TABLE` and `ip route add local default dev
+/// lo table TABLE` of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MarkRoute {
     /// Family of the rule and of the route.
     pub family: Family,
-    /// The firewall mark, all 32 bits compared.
+    /// The firewall mark.
     pub mark: u32,
+    /// Bits of the mark that are compared.
+    pub mask: u32,
     /// Number of the routing table.
     pub table: u32,
+    /// Priority of the rule; any will do when there is none.
+    pub priority: Option<u32>,
+}
+
+/// A firewall mark, of which some bits count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The bits; none outside of the mask.
+    pub value: u32,
+    /// Which bits count.
+    pub mask: u32,
+}
+
+impl Mark {
+    /// Some bits of a mark; bits of `value` outside of `mask` are cleared.
+    #[must_use]
+    pub const fn masked(value: u32, mask: u32) -> Self {
+        Self { value: value & mask, mask }
+    }
+
+    /// All bits of a mark.
+    #[must_use]
+    pub const fn exact(value: u32) -> Self {
+        Self { value, mask: u32::MAX }
+    }
+
+    /// True when all bits count.
+    #[must_use]
+    pub const fn is_exact(self) -> bool {
+        self.mask == u32::MAX
+    }
+
+    /// True when a mark has these bits.
+    #[must_use]
+    pub const fn is_in(self, mark: u32) -> bool {
+        mark & self.mask == self.value
+    }
+
+    /// A mark with these bits set, the others as they were.
+    #[must_use]
+    pub const fn set_in(self, mark: u32) -> u32 {
+        (mark & !self.mask) | self.value
+    }
 }
 
 /// Which netfilter table.
@@ -112,9 +170,26 @@ pub enum ChainKind {
     Tproxy,
     /// Drop.
     Drop,
+    /// What arrives, for ztunnel.
+    Arrival,
 }
 
 impl ChainKind {
+    /// All kinds.
+    pub const ALL: [Self; 11] = [
+        Self::Prerouting,
+        Self::OutputHook,
+        Self::Inbound,
+        Self::Redirect,
+        Self::InRedirect,
+        Self::Output,
+        Self::OutputDns,
+        Self::Divert,
+        Self::Tproxy,
+        Self::Drop,
+        Self::Arrival,
+    ];
+
     /// True for a chain that the kernel calls by itself.
     #[must_use]
     pub fn is_hook(self) -> bool {
@@ -187,7 +262,7 @@ pub enum Match {
     /// Interface it arrives on.
     InInterface(Interface),
     /// Interface it leaves by.
-    OutInterface(Interface),
+    OutInterface(Is<Interface>),
     /// Source address.
     Source(Cidr),
     /// Destination address.
@@ -205,9 +280,9 @@ pub enum Match {
     /// State of the connection.
     State(CtState),
     /// Firewall mark of the packet.
-    Mark(Is<u32>),
+    Mark(Is<Mark>),
     /// Mark of the connection.
-    ConnMark(u32),
+    ConnMark(Mark),
     /// The first packet of a TCP connection: of SYN, ACK, FIN and RST just SYN.
     Syn,
 }
@@ -252,6 +327,8 @@ pub enum Action {
     },
     /// Mark the packet.
     SetMark(u32),
+    /// Set bits of the connection's mark.
+    SetConnMark(Mark),
     /// Copy the packet's mark to its connection.
     SaveMark,
     /// Copy the connection's mark to the packet.

@@ -2,7 +2,7 @@
 //! and `ip6tables-restore --noflush` load.
 
 use crate::desired::{
-    Action, Chain, ChainKind, CtState, Desired, Is, Match, Proto, Rule, TableKind,
+    Action, Chain, ChainKind, CtState, Desired, Is, Mark, Match, Proto, Rule, TableKind,
 };
 use crate::net::{Family, Interface};
 use std::fmt::Write as _;
@@ -32,6 +32,7 @@ pub fn chain_name(chain: ChainKind) -> &'static str {
         ChainKind::Divert => "ISTIO_DIVERT",
         ChainKind::Tproxy => "ISTIO_TPROXY",
         ChainKind::Drop => "ISTIO_DROP",
+        ChainKind::Arrival => "ISTIO_PRERT",
     }
 }
 
@@ -108,11 +109,19 @@ fn owner(flag: &str, is: &Is<crate::net::Owner>) -> String {
     format!("-m owner {}--{flag} {id}", not(negated))
 }
 
+fn mark_text(mark: Mark) -> String {
+    let Mark { value, mask } = mark;
+    if mark.is_exact() { value.to_string() } else { format!("{value:#x}/{mask:#x}") }
+}
+
 fn match_spec(m: &Match) -> String {
     match m {
         Match::Proto(proto) => format!("-p {}", proto_name(*proto)),
         Match::InInterface(nic) => format!("-i {}", interface(nic)),
-        Match::OutInterface(nic) => format!("-o {}", interface(nic)),
+        Match::OutInterface(is) => {
+            let (nic, negated) = is.parts();
+            format!("{}-o {}", not(negated), interface(nic))
+        }
         Match::Source(cidr) => format!("-s {cidr}"),
         Match::Destination(is) => {
             let (cidr, negated) = is.parts();
@@ -135,9 +144,9 @@ fn match_spec(m: &Match) -> String {
         Match::State(CtState::Invalid) => "-m conntrack --ctstate INVALID".to_owned(),
         Match::Mark(is) => {
             let (mark, negated) = is.parts();
-            format!("-m mark {}--mark {mark}", not(negated))
+            format!("-m mark {}--mark {}", not(negated), mark_text(*mark))
         }
-        Match::ConnMark(mark) => format!("-m connmark --mark {mark}"),
+        Match::ConnMark(mark) => format!("-m connmark --mark {}", mark_text(*mark)),
         Match::Syn => "--syn".to_owned(),
     }
 }
@@ -153,6 +162,9 @@ fn action_spec(action: &Action) -> String {
             format!("-j TPROXY --tproxy-mark {mark}/0xffffffff --on-port {port}")
         }
         Action::SetMark(mark) => format!("-j MARK --set-mark {mark}"),
+        Action::SetConnMark(Mark { value, mask }) => {
+            format!("-j CONNMARK --set-xmark {value:#x}/{mask:#x}")
+        }
         Action::SaveMark => "-j CONNMARK --save-mark".to_owned(),
         Action::RestoreMark => "-j CONNMARK --restore-mark".to_owned(),
         Action::SetZone(zone) => format!("-j CT --zone {zone}"),

@@ -3,8 +3,8 @@
 //! so text and kernel cannot differ.
 
 use crate::desired::{
-    Action, ChainKind, CtState, Desired, Is, Match, Proto, Rule as DesiredRule, RuleFamily,
-    TableKind,
+    Action, ChainKind, CtState, Desired, Is, Mark, Match, Proto, Rule as DesiredRule, RuleFamily,
+    RuleSet, TableKind,
 };
 use crate::net::{Cidr, Family, Interface, Owner};
 use std::fmt;
@@ -87,7 +87,7 @@ pub enum Statement {
     /// Name, or prefix of the name, of the interface it arrives on.
     InName(Interface),
     /// The same of the interface it leaves by.
-    OutName(Interface),
+    OutName(Is<Interface>),
     /// Source address.
     Source(Cidr),
     /// Destination address.
@@ -105,9 +105,9 @@ pub enum Statement {
     /// State of the connection.
     State(CtState),
     /// Mark of the packet.
-    Mark(Is<u32>),
+    Mark(Is<Mark>),
     /// Mark of the connection.
-    CtMark(u32),
+    CtMark(Mark),
     /// Of FIN, SYN, RST and ACK just SYN is set.
     Syn,
     /// Count packets and bytes.
@@ -131,6 +131,8 @@ pub enum Statement {
     },
     /// Mark the packet.
     SetMark(u32),
+    /// Set bits of the connection's mark.
+    SetCtMark(Mark),
     /// Mark of the packet to the connection.
     SaveMark,
     /// Mark of the connection to the packet.
@@ -139,20 +141,31 @@ pub enum Statement {
     SetZone(u16),
 }
 
-/// Every table that Istio or Sluice makes for a sidecar (reference 3.6).
-pub const TABLES: [&str; 3] = ["istio-proxy-nat", "istio-proxy-mangle", "istio-proxy-raw"];
+/// Every table that Istio or Sluice makes in a pod, for a sidecar (reference 3.6)
+/// or for ztunnel (4.6).
+pub const TABLES: [&str; 6] = [
+    "istio-proxy-nat",
+    "istio-proxy-mangle",
+    "istio-proxy-raw",
+    "istio-ambient-nat",
+    "istio-ambient-mangle",
+    "istio-ambient-raw",
+];
 
-/// Name of a table: Istio's (reference 3.6).
+/// Name of a table: Istio's (reference 3.6, 4.6).
 #[must_use]
-pub fn table_name(table: TableKind) -> &'static str {
-    match table {
-        TableKind::Nat => TABLES[0],
-        TableKind::Mangle => TABLES[1],
-        TableKind::Raw => TABLES[2],
+pub fn table_name(set: RuleSet, table: TableKind) -> &'static str {
+    match (set, table) {
+        (RuleSet::Sidecar, TableKind::Nat) => TABLES[0],
+        (RuleSet::Sidecar, TableKind::Mangle) => TABLES[1],
+        (RuleSet::Sidecar, TableKind::Raw) => TABLES[2],
+        (RuleSet::Ambient, TableKind::Nat) => TABLES[3],
+        (RuleSet::Ambient, TableKind::Mangle) => TABLES[4],
+        (RuleSet::Ambient, TableKind::Raw) => TABLES[5],
     }
 }
 
-/// Name of a chain: Istio's (reference 3.6).
+/// Name of a chain: Istio's (reference 3.6, 4.6).
 #[must_use]
 pub fn chain_name(chain: ChainKind) -> &'static str {
     match chain {
@@ -166,6 +179,7 @@ pub fn chain_name(chain: ChainKind) -> &'static str {
         ChainKind::Divert => "istio-divert",
         ChainKind::Tproxy => "istio-tproxy",
         ChainKind::Drop => "istio-drop",
+        ChainKind::Arrival => "istio-prerouting",
     }
 }
 
@@ -190,7 +204,7 @@ pub fn hook(table: TableKind, chain: ChainKind) -> Option<Hook> {
 #[must_use]
 pub fn lower(desired: &Desired) -> Ruleset {
     let tables = desired.tables.iter().map(|table| Table {
-        name: table_name(table.kind),
+        name: table_name(desired.set, table.kind),
         chains: table
             .chains
             .iter()
@@ -250,7 +264,7 @@ fn condition(m: &Match) -> Statement {
     match m.clone() {
         Match::Proto(proto) => Statement::L4proto(proto),
         Match::InInterface(nic) => Statement::InName(nic),
-        Match::OutInterface(nic) => Statement::OutName(nic),
+        Match::OutInterface(is) => Statement::OutName(is),
         Match::Source(cidr) => Statement::Source(cidr),
         Match::Destination(is) => Statement::Destination(is),
         Match::SourcePort(port) => Statement::SourcePort(port),
@@ -274,6 +288,7 @@ fn effect(action: &Action) -> Statement {
         Action::Jump(chain) => Statement::Jump(chain_name(chain)),
         Action::Redirect(port) => Statement::Redirect(port),
         Action::SetMark(mark) => Statement::SetMark(mark),
+        Action::SetConnMark(mark) => Statement::SetCtMark(mark),
         Action::SaveMark => Statement::SaveMark,
         Action::RestoreMark => Statement::RestoreMark,
         Action::SetZone(zone) => Statement::SetZone(zone),
@@ -348,6 +363,19 @@ fn not(negated: bool) -> &'static str {
     if negated { "!= " } else { "" }
 }
 
+fn write_mark(
+    f: &mut fmt::Formatter<'_>,
+    key: &str,
+    Mark { value, mask }: Mark,
+    negated: bool,
+) -> fmt::Result {
+    if mask == u32::MAX {
+        return write!(f, "{key} {}{value}", not(negated));
+    }
+    let op = if negated { "!=" } else { "==" };
+    write!(f, "{key} & {mask:#x} {op} {value:#x}")
+}
+
 fn proto_name(proto: Proto) -> &'static str {
     match proto {
         Proto::Tcp => "tcp",
@@ -370,7 +398,10 @@ impl fmt::Display for Shown<'_> {
             Statement::Nfproto(Family::V6) => f.write_str("meta nfproto ipv6"),
             Statement::L4proto(p) => write!(f, "meta l4proto {}", proto_name(*p)),
             Statement::InName(nic) => write!(f, "iifname \"{nic}\""),
-            Statement::OutName(nic) => write!(f, "oifname \"{nic}\""),
+            Statement::OutName(is) => {
+                let (nic, negated) = is.parts();
+                write!(f, "oifname {}\"{nic}\"", not(negated))
+            }
             Statement::Source(c) => write!(f, "{} saddr {c}", ip(c.family())),
             Statement::Destination(is) => {
                 let (c, negated) = is.parts();
@@ -399,9 +430,9 @@ impl fmt::Display for Shown<'_> {
             Statement::State(CtState::Invalid) => f.write_str("ct state invalid"),
             Statement::Mark(is) => {
                 let (mark, negated) = is.parts();
-                write!(f, "meta mark {}{mark}", not(negated))
+                write_mark(f, "meta mark", *mark, negated)
             }
-            Statement::CtMark(mark) => write!(f, "ct mark {mark}"),
+            Statement::CtMark(mark) => write_mark(f, "ct mark", *mark, false),
             Statement::Syn => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
             Statement::Counter => f.write_str("counter"),
             Statement::Return => f.write_str("return"),
@@ -411,6 +442,9 @@ impl fmt::Display for Shown<'_> {
             Statement::Redirect(port) => write!(f, "redirect to :{port}"),
             Statement::Tproxy { family, port } => write!(f, "tproxy {} to :{port}", ip(*family)),
             Statement::SetMark(mark) => write!(f, "meta mark set {mark}"),
+            Statement::SetCtMark(Mark { value, mask }) => {
+                write!(f, "ct mark set ct mark & {:#x} | {value:#x}", !mask)
+            }
             Statement::SaveMark => f.write_str("ct mark set meta mark"),
             Statement::RestoreMark => f.write_str("meta mark set ct mark"),
             Statement::SetZone(zone) => write!(f, "ct zone set {zone}"),

@@ -196,6 +196,7 @@ impl Walk<'_> {
                     return End::Table;
                 }
                 Action::SetMark(mark) => self.fate.mark = mark,
+                Action::SetConnMark(mark) => self.fate.conn_mark = mark.set_in(self.fate.conn_mark),
                 Action::SaveMark => self.fate.conn_mark = self.fate.mark,
                 Action::RestoreMark => self.fate.mark = self.fate.conn_mark,
                 Action::SetZone(zone) => self.fate.zone = Some(zone),
@@ -214,7 +215,7 @@ impl Walk<'_> {
         match m {
             Match::Proto(proto) => p.proto == *proto,
             Match::InInterface(nic) => !out && is_named(nic, &p.interface),
-            Match::OutInterface(nic) => out && is_named(nic, &p.interface),
+            Match::OutInterface(is) => out && test(is, |nic| is_named(nic, &p.interface)),
             Match::Source(cidr) => cidr.contains(p.source),
             Match::Destination(is) => test(is, |c| c.contains(p.destination)),
             Match::SourcePort(port) => p.source_port == *port,
@@ -225,8 +226,8 @@ impl Walk<'_> {
             Match::Gid(is) => out && test(is, |id| *id == Owner::Id(p.gid)),
             Match::State(CtState::RelatedOrEstablished) => p.flow == Flow::Established,
             Match::State(CtState::Invalid) => p.flow == Flow::Invalid,
-            Match::Mark(is) => test(is, |mark| self.fate.mark == *mark),
-            Match::ConnMark(mark) => self.fate.conn_mark == *mark,
+            Match::Mark(is) => test(is, |mark| mark.is_in(self.fate.mark)),
+            Match::ConnMark(mark) => mark.is_in(self.fate.conn_mark),
             Match::Syn => p.proto == Proto::Tcp && p.flow == Flow::New,
         }
     }

@@ -8,16 +8,17 @@
     reason = "a test says what failed by panicking, and prints what it leaves out"
 )]
 
-use redirect::case::Case;
-use redirect::compile::compile;
-use redirect::desired::{Dialect, Form};
+use redirect::case::{AmbientCase, Case};
+use redirect::compile::{ambient, compile};
+use redirect::desired::{Desired, Dialect, Form};
 use redirect::enroll::Config;
-use redirect::net::Family;
+use redirect::net::{Cidr, Family};
 use redirect::plan::Plan;
 use redirect::pod::{Container, Pod};
 use redirect::{iptables, nft, sidecar};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Rules by "table chain", each a sorted list of its words.
@@ -49,11 +50,16 @@ fn cases(folder: &str) -> Vec<(String, Value)> {
 }
 
 fn words(spec: &str) -> Vec<String> {
-    let spec = spec.replace("--to-port ", "--to-ports ");
+    let spec = spec
+        .replace("--to-port ", "--to-ports ")
+        .replace("-m tcp ", "")
+        .replace("-m udp ", "")
+        .replace(" --nfmask 0xffffffff --ctmask 0xffffffff", "");
     // One address has several spellings: `::127.0.0.53` is `::7f00:35`.
-    let canonical = |word: &str| match word.parse::<redirect::net::Cidr>() {
-        Ok(cidr) => cidr.to_string(),
-        Err(_) => word.to_owned(),
+    let canonical = |word: &str| match (word.parse::<Cidr>(), word.parse::<IpAddr>()) {
+        (Ok(cidr), _) => cidr.to_string(),
+        (_, Ok(address)) => Cidr::host(address).to_string(),
+        _ => word.to_owned(),
     };
     let mut words: Vec<String> = spec.split_whitespace().map(canonical).collect();
     words.sort();
@@ -94,7 +100,10 @@ fn restore_lines(text: &str) -> Chains {
 }
 
 fn nft_words(spec: &str) -> Vec<String> {
-    let mut text = spec.replace('"', "").replace("ct mark set mark", "ct mark set meta mark");
+    let mut text = spec
+        .replace('"', "")
+        .replace("ct mark set mark", "ct mark set meta mark")
+        .replace("mark and ", "mark & ");
     for proto in ["tcp", "udp"] {
         if text.contains(&format!("{proto} dport")) || text.contains(&format!("{proto} sport")) {
             text = text.replace(&format!("meta l4proto {proto}"), "");
@@ -131,13 +140,16 @@ fn strings(value: &Value) -> impl Iterator<Item = &str> {
 }
 
 fn assert_iptables(name: &str, case: &Value, plan: &Plan) {
-    let desired = compile(plan, Form::Istio(Dialect::Iptables));
+    assert_tables(name, case, &compile(plan, Form::Istio(Dialect::Iptables)));
+}
+
+fn assert_tables(name: &str, case: &Value, desired: &Desired) {
     for (key, family) in [("v4", Family::V4), ("v6", Family::V6)] {
         let tables = case["iptables"][key].as_object().unwrap();
         let want = iptables_chains(
             tables.iter().flat_map(|(t, lines)| strings(lines).map(move |l| (t.as_str(), l))),
         );
-        let got = restore_lines(&iptables::render(&desired, family));
+        let got = restore_lines(&iptables::render(desired, family));
         assert_eq!(got, want, "{name} {key}");
     }
 }
@@ -151,6 +163,28 @@ fn sidecar_cases_are_istios() {
         let text = nft::render(&desired);
         assert_eq!(nft_chains(text.lines()), nft_chains(strings(&case["nftables"])), "{name} nft");
     }
+}
+
+#[test]
+fn ambient_cases_are_istios() {
+    let mut compared = 0;
+    for (name, case) in cases("ambient") {
+        let options = AmbientCase::parse(&case["config"].to_string()).unwrap();
+        if options.host {
+            continue;
+        }
+        compared += 1;
+        let plan = options.plan().unwrap();
+        assert_tables(&name, &case, &ambient(&plan, Form::Istio(Dialect::Iptables)));
+        let text = nft::render(&ambient(&plan, Form::Istio(Dialect::Nftables)));
+        // Istio counts at the rules that decide, ours at the jumps too.
+        let uncounted = |line: &str| line.replace(" counter ", " ");
+        let got: Vec<String> = text.lines().map(uncounted).collect();
+        let want: Vec<String> = strings(&case["nftables"]).map(uncounted).collect();
+        let chains = |lines: &[String]| nft_chains(lines.iter().map(String::as_str));
+        assert_eq!(chains(&got), chains(&want), "{name} nft");
+    }
+    println!("{compared} ambient cases");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{Compiler, PASSTHROUGH_V4, PASSTHROUGH_V6, in_lo, out_lo, tcp};
 use crate::desired::ChainKind as C;
 use crate::desired::TableKind::{Mangle, Nat};
-use crate::desired::{Action, CtState, Dialect, Form, Is, Match, RuleFamily};
+use crate::desired::{Action, CtState, Dialect, Form, Is, Mark, Match, RuleFamily};
 use crate::net::Cidr;
 use crate::plan::{Inbound, Mode};
 
@@ -85,7 +85,7 @@ impl Compiler<'_> {
             return;
         };
         let any = self.any();
-        let marked = || Match::Mark(Is::Eq(mark));
+        let marked = || Match::Mark(Is::Eq(Mark::exact(mark)));
         let self_call = mark + 1;
         let why = "replies of the app find the proxy's connection again by its mark";
         let pre = (Mangle, C::Prerouting);
@@ -102,7 +102,13 @@ impl Compiler<'_> {
                 self.add(out, family, matches, Action::SetMark(self_call), why);
             }
         }
-        self.add(out, any, vec![tcp(), Match::ConnMark(mark)], Action::RestoreMark, why);
+        self.add(
+            out,
+            any,
+            vec![tcp(), Match::ConnMark(Mark::exact(mark))],
+            Action::RestoreMark,
+            why,
+        );
 
         let inbound = (Mangle, C::Inbound);
         let why = "what the proxy itself sends to the app is not captured again";
@@ -118,7 +124,7 @@ impl Compiler<'_> {
             self.insert(at, inbound, RuleFamily::V6, from(PASSTHROUGH_V6), Action::Return, why);
             last = if istio_nft { 2 } else { 3 };
         }
-        let matches = vec![tcp(), in_lo(), Match::Mark(Is::Not(self_call))];
+        let matches = vec![tcp(), in_lo(), Match::Mark(Is::Not(Mark::exact(self_call)))];
         let why = "the app talks to itself: not captured";
         self.insert(last, inbound, any, matches, Action::Return, why);
     }

@@ -2,20 +2,25 @@
 //! reference fix, written once for both dialects. A step's number is the
 //! reference's.
 
+mod ambient;
+mod chains;
 mod dns;
 mod inbound;
 mod outbound;
 
+pub use ambient::{ambient, ambient_leaving};
+
 use crate::desired::{
-    Action, Chain, ChainKind, CtState, Desired, Dialect, Form, MarkRoute, Match, Proto, Routing,
-    Rule, RuleFamily, Table, TableKind,
+    Action, ChainKind, CtState, Desired, Dialect, Form, Is, MarkRoute, Match, Proto, Routing,
+    RuleFamily, RuleSet, TableKind,
 };
 use crate::net::{Cidr, Family, Interface};
 use crate::plan::{Inbound, Mode, Plan};
+use chains::Chains;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ChainKind as C;
-use TableKind::{Mangle, Nat, Raw};
+use TableKind::{Mangle, Nat};
 
 /// Source address of what Envoy sends to the app, exempt from capture (8.9).
 const PASSTHROUGH_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
@@ -25,7 +30,7 @@ const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6))
 /// Compiles a plan into the rules of a form.
 #[must_use]
 pub fn compile(plan: &Plan, form: Form) -> Desired {
-    let mut c = Compiler { plan, form, chains: Vec::new() };
+    let mut c = Compiler { plan, form, chains: Chains::default() };
     c.interfaces();
     c.drop_invalid();
     c.targets();
@@ -41,7 +46,12 @@ pub fn compile(plan: &Plan, form: Form) -> Desired {
     c.dns();
     c.outbound_tail();
     c.tproxy_marks();
-    Desired { ipv6: plan.ipv6, tables: c.tables(), routing: routing(plan) }
+    Desired {
+        set: RuleSet::Sidecar,
+        ipv6: plan.ipv6,
+        tables: c.chains.into_tables(),
+        routing: routing(plan),
+    }
 }
 
 /// Addresses and routes (3.5), the same in every form.
@@ -53,9 +63,10 @@ fn routing(plan: &Plan) -> Routing {
     if let Mode::Tproxy { mark, table } = plan.mode
         && plan.inbound != Inbound::Nothing
     {
-        routing.marks.push(MarkRoute { family: Family::V4, mark, table });
+        let route = |family| MarkRoute { family, mark, mask: u32::MAX, table, priority: None };
+        routing.marks.push(route(Family::V4));
         if plan.ipv6 {
-            routing.marks.push(MarkRoute { family: Family::V6, mark, table });
+            routing.marks.push(route(Family::V6));
         }
     }
     routing
@@ -64,7 +75,7 @@ fn routing(plan: &Plan) -> Routing {
 struct Compiler<'a> {
     plan: &'a Plan,
     form: Form,
-    chains: Vec<((TableKind, ChainKind), Vec<Rule>)>,
+    chains: Chains,
 }
 
 /// Conditions every rule of the proxy's transparent path begins with.
@@ -73,7 +84,7 @@ fn tcp() -> Match {
 }
 
 fn out_lo() -> Match {
-    Match::OutInterface(Interface::loopback())
+    Match::OutInterface(Is::Eq(Interface::loopback()))
 }
 
 fn in_lo() -> Match {
@@ -90,15 +101,6 @@ impl Compiler<'_> {
         } else {
             RuleFamily::V4
         }
-    }
-
-    fn chain(&mut self, table: TableKind, chain: ChainKind) -> &mut Vec<Rule> {
-        let key = (table, chain);
-        let at = self.chains.iter().position(|(k, _)| *k == key).unwrap_or_else(|| {
-            self.chains.push((key, Vec::new()));
-            self.chains.len() - 1
-        });
-        &mut self.chains[at].1
     }
 
     fn add(
@@ -122,9 +124,7 @@ impl Compiler<'_> {
         action: Action,
         why: &'static str,
     ) {
-        let rules = self.chain(table, chain);
-        let at = index.min(rules.len());
-        rules.insert(at, Rule { family, matches, action, why });
+        self.chains.insert(index, (table, chain), family, matches, action, why);
     }
 
     /// Families with the loopback prefix of each.
@@ -167,7 +167,7 @@ impl Compiler<'_> {
                 let why = "the pod excludes this interface";
                 let arrive = vec![Match::InInterface(nic.clone())];
                 self.add((table, C::Prerouting), any, arrive, Action::Return, why);
-                let leave = vec![Match::OutInterface(nic.clone())];
+                let leave = vec![Match::OutInterface(Is::Eq(nic.clone()))];
                 self.add((table, C::OutputHook), any, leave, Action::Return, why);
             }
         }
@@ -194,36 +194,5 @@ impl Compiler<'_> {
         let why = "packets that conntrack finds invalid would make the pod reset connections";
         self.add((Mangle, C::Prerouting), any, matches, Action::Jump(C::Drop), why);
         self.add((Mangle, C::Drop), any, vec![], Action::Drop, why);
-    }
-
-    /// Tables in the order nat, mangle, raw; a chain that is only jumped to exists
-    /// too, without rules.
-    fn tables(self) -> Vec<Table> {
-        let mut tables = Vec::new();
-        for kind in [Nat, Mangle, Raw] {
-            let mut chains: Vec<Chain> = Vec::new();
-            for ((table, chain), rules) in &self.chains {
-                if *table == kind {
-                    chains.push(Chain { kind: *chain, rules: rules.clone() });
-                }
-            }
-            let targets: Vec<ChainKind> = chains
-                .iter()
-                .flat_map(|c| &c.rules)
-                .filter_map(|r| match r.action {
-                    Action::Jump(to) => Some(to),
-                    _ => None,
-                })
-                .collect();
-            for target in targets {
-                if !chains.iter().any(|c| c.kind == target) {
-                    chains.push(Chain { kind: target, rules: Vec::new() });
-                }
-            }
-            if !chains.is_empty() {
-                tables.push(Table { kind, chains });
-            }
-        }
-        tables
     }
 }

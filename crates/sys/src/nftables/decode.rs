@@ -4,7 +4,7 @@
 
 use super::abi::*;
 use crate::netlink::{attributes, be16, be32, ne32, text};
-use redirect::desired::{ChainKind, CtState, Is, Proto};
+use redirect::desired::{ChainKind, CtState, Is, Mark, Proto};
 use redirect::net::{Cidr, Family, Interface, Owner};
 use redirect::nft::{Statement, chain_name};
 use std::collections::HashMap;
@@ -31,6 +31,11 @@ enum Value {
     },
     /// Some bits of another value.
     Masked(Box<Value>, Vec<u8>),
+    /// The connection's mark with some bits cleared and some set.
+    Changed {
+        keep: u32,
+        set: u32,
+    },
     Constant(Vec<u8>),
 }
 
@@ -152,8 +157,19 @@ impl Rule<'_> {
         }
         let register = data.register(CT_SREG)?;
         match key {
-            CT_MARK if self.registers.get(&register)? == &Value::Meta(KEY_MARK) => {
-                self.act(Statement::SaveMark)
+            CT_MARK => {
+                let statement = match self.registers.get(&register)? {
+                    Value::Meta(KEY_MARK) => Statement::SaveMark,
+                    // What is set must be among what is cleared, else it is inverted.
+                    &Value::Changed { keep, set } if keep & set == 0 => {
+                        Statement::SetCtMark(Mark { value: set, mask: !keep })
+                    }
+                    Value::Masked(value, keep) if **value == Value::Ct(CT_MARK) => {
+                        Statement::SetCtMark(Mark { value: 0, mask: !ne32(keep)? })
+                    }
+                    _ => return None,
+                };
+                self.act(statement)
             }
             CT_ZONE => {
                 let zone = u16::from_ne_bytes(self.constant(register)?);
@@ -174,12 +190,19 @@ impl Rule<'_> {
 
     fn bitwise(&mut self, data: Fields<'_>) -> Option<()> {
         let mask = data.value(BITWISE_MASK)?;
-        let inverted = data.value(BITWISE_XOR)?.iter().any(|byte| *byte != 0);
+        let xor = data.value(BITWISE_XOR)?;
         // 0 is the mask and xor that old kernels know only.
-        if inverted || data.be32(BITWISE_OP).unwrap_or(0) != 0 {
+        if data.be32(BITWISE_OP).unwrap_or(0) != 0 {
             return None;
         }
         let value = self.registers.get(&data.register(BITWISE_SREG)?)?.clone();
+        if xor.iter().any(|byte| *byte != 0) {
+            if value != Value::Ct(CT_MARK) {
+                return None;
+            }
+            let changed = Value::Changed { keep: ne32(mask)?, set: ne32(xor)? };
+            return self.load(data.register(BITWISE_DREG)?, changed);
+        }
         let value = Value::Masked(Box::new(value), mask.to_vec());
         self.load(data.register(BITWISE_DREG)?, value)
     }
@@ -194,7 +217,7 @@ impl Rule<'_> {
         };
         let statement = match &value {
             Value::Meta(key) => compared_meta(*key, bytes, negated),
-            Value::Ct(CT_MARK) if !negated => Some(Statement::CtMark(ne32(bytes)?)),
+            Value::Ct(CT_MARK) if !negated => Some(Statement::CtMark(Mark::exact(ne32(bytes)?))),
             Value::Payload { len, .. } if *len != bytes.len() => None,
             Value::Payload { base: NETWORK, offset, len } => {
                 let bits = u8::try_from(len.checked_mul(8)?).ok()?;
@@ -280,12 +303,12 @@ fn family_of(number: u8) -> Option<Family> {
 
 fn compared_meta(key: u32, bytes: &[u8], negated: bool) -> Option<Statement> {
     match key {
-        KEY_MARK => Some(Statement::Mark(is(ne32(bytes)?, negated))),
+        KEY_MARK => Some(Statement::Mark(is(Mark::exact(ne32(bytes)?), negated))),
         KEY_SKUID => Some(Statement::SkUid(is(Owner::Id(ne32(bytes)?), negated))),
         KEY_SKGID => Some(Statement::SkGid(is(Owner::Id(ne32(bytes)?), negated))),
+        KEY_OIFNAME => Some(Statement::OutName(is(interface(bytes)?, negated))),
         _ if negated => None,
         KEY_IIFNAME => Some(Statement::InName(interface(bytes)?)),
-        KEY_OIFNAME => Some(Statement::OutName(interface(bytes)?)),
         KEY_NFPROTO => Some(Statement::Nfproto(family_of(*bytes.first()?)?)),
         KEY_L4PROTO => match bytes {
             [6] => Some(Statement::L4proto(Proto::Tcp)),
@@ -339,6 +362,18 @@ fn compared_bits(value: &Value, mask: &[u8], bytes: &[u8], negated: bool) -> Opt
                 _ => None,
             }
         }
+        // A mask of all bits is one nobody writes; bits outside of it never match.
+        Value::Meta(KEY_MARK) | Value::Ct(CT_MARK) => {
+            let mark = Mark { value: ne32(bytes)?, mask: ne32(mask)? };
+            if mark.is_exact() || mark.value & !mark.mask != 0 {
+                return None;
+            }
+            match value {
+                Value::Meta(_) => Some(Statement::Mark(is(mark, negated))),
+                _ if negated => None,
+                _ => Some(Statement::CtMark(mark)),
+            }
+        }
         Value::Payload { len, .. } if *len != mask.len() || *len != bytes.len() => None,
         Value::Payload { base: TRANSPORT, offset: TCP_FLAGS, .. } => {
             let syn = mask == [SYN_MASK] && bytes == [SYN] && !negated;
@@ -366,17 +401,5 @@ fn prefix_len(mask: &[u8]) -> Option<u8> {
 }
 
 fn known_chain(name: &str) -> Option<&'static str> {
-    const ALL: [ChainKind; 10] = [
-        ChainKind::Prerouting,
-        ChainKind::OutputHook,
-        ChainKind::Inbound,
-        ChainKind::Redirect,
-        ChainKind::InRedirect,
-        ChainKind::Output,
-        ChainKind::OutputDns,
-        ChainKind::Divert,
-        ChainKind::Tproxy,
-        ChainKind::Drop,
-    ];
-    ALL.into_iter().map(chain_name).find(|known| *known == name)
+    ChainKind::ALL.into_iter().map(chain_name).find(|known| *known == name)
 }

@@ -3,7 +3,7 @@
 
 use super::abi::*;
 use crate::netlink::Buffer;
-use redirect::desired::{CtState, Is, Proto};
+use redirect::desired::{CtState, Is, Mark, Proto};
 use redirect::net::{Cidr, Family, Interface, Owner};
 use redirect::nft::{Rule, Statement};
 use std::net::IpAddr;
@@ -54,8 +54,11 @@ impl<'b> Expressions<'b> {
         match statement {
             Statement::Nfproto(family) => self.family(*family),
             Statement::L4proto(proto) => self.protocol(*proto),
-            Statement::InName(nic) => self.name(KEY_IIFNAME, nic),
-            Statement::OutName(nic) => self.name(KEY_OIFNAME, nic),
+            Statement::InName(nic) => self.name(KEY_IIFNAME, nic, EQ),
+            Statement::OutName(is) => {
+                let (nic, op) = operator(is);
+                self.name(KEY_OIFNAME, nic, op);
+            }
             Statement::Source(cidr) => self.address(cidr, EQ, IP_SOURCE, IP6_SOURCE),
             Statement::Destination(is) => {
                 let (cidr, op) = operator(is);
@@ -91,11 +94,11 @@ impl<'b> Expressions<'b> {
             Statement::Mark(is) => {
                 let (mark, op) = operator(is);
                 self.meta(META_DREG, KEY_MARK);
-                self.compare(op, &mark.to_ne_bytes());
+                self.mark(*mark, op);
             }
             Statement::CtMark(mark) => {
                 self.ct(CT_DREG, CT_MARK);
-                self.compare(EQ, &mark.to_ne_bytes());
+                self.mark(*mark, EQ);
             }
             Statement::Syn => {
                 self.protocol(Proto::Tcp);
@@ -134,6 +137,11 @@ impl<'b> Expressions<'b> {
             Statement::SetMark(mark) => {
                 self.immediate(&mark.to_ne_bytes());
                 self.meta(META_SREG, KEY_MARK);
+            }
+            Statement::SetCtMark(Mark { value, mask }) => {
+                self.ct(CT_DREG, CT_MARK);
+                self.change(&(!mask).to_ne_bytes(), &value.to_ne_bytes());
+                self.ct(CT_SREG, CT_MARK);
             }
             Statement::SaveMark => {
                 self.meta(META_DREG, KEY_MARK);
@@ -192,12 +200,17 @@ impl<'b> Expressions<'b> {
 
     fn mask(&mut self, mask: &[u8]) {
         let zero = [0; 16];
+        self.change(mask, &zero[..mask.len()]);
+    }
+
+    /// Keeps the bits of a mask, then inverts those of `xor`.
+    fn change(&mut self, mask: &[u8], xor: &[u8]) {
         self.expression("bitwise", |b| {
             b.be32(BITWISE_SREG, REG_1);
             b.be32(BITWISE_DREG, REG_1);
             b.be32(BITWISE_LEN, u32::try_from(mask.len()).unwrap_or_default());
             value(b, BITWISE_MASK, mask);
-            value(b, BITWISE_XOR, &zero[..mask.len()]);
+            value(b, BITWISE_XOR, xor);
         });
     }
 
@@ -262,13 +275,21 @@ impl<'b> Expressions<'b> {
     }
 
     /// A name is compared with its padding, a prefix of names without.
-    fn name(&mut self, key: u32, nic: &Interface) {
+    fn name(&mut self, key: u32, nic: &Interface, op: u32) {
         let mut bytes = nic.stem().as_bytes().to_vec();
         if !nic.is_wildcard() {
             bytes.resize(NAME_LEN, 0);
         }
         self.meta(META_DREG, key);
-        self.compare(EQ, &bytes);
+        self.compare(op, &bytes);
+    }
+
+    /// Compares the bits of the mark in the register that count.
+    fn mark(&mut self, mark: Mark, op: u32) {
+        if !mark.is_exact() {
+            self.mask(&mark.mask.to_ne_bytes());
+        }
+        self.compare(op, &mark.value.to_ne_bytes());
     }
 
     /// A name got no further than `encode::refuse_names`.

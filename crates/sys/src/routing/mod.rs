@@ -19,6 +19,7 @@ use crate::backend::BackendError;
 use crate::netlink::{Buffer, NetlinkError, Protocol, Socket};
 use netlink_packet_core::Emitable;
 use nix::errno::Errno;
+use redirect::ambient::{REPLY_MARK, REPLY_TABLE};
 use redirect::desired::{MarkRoute, Routing};
 use redirect::net::{Cidr, Family};
 use redirect::plan::{TPROXY_MARK, TPROXY_TABLE};
@@ -123,13 +124,28 @@ pub fn remove(routing: &Routing) -> Result<(), Vec<BackendError>> {
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-/// All that a sidecar's plan, ours or Istio's, can have added (reference 3.5).
+/// All that a plan, ours or Istio's, can have added, for a sidecar (reference 3.5)
+/// or for ztunnel (4.4).
 #[must_use]
 pub fn everything() -> Routing {
-    let mark = |family| MarkRoute { family, mark: TPROXY_MARK, table: TPROXY_TABLE };
+    let sidecar = |family| MarkRoute {
+        family,
+        mark: TPROXY_MARK,
+        mask: u32::MAX,
+        table: TPROXY_TABLE,
+        priority: None,
+    };
+    let ambient = |family| MarkRoute {
+        family,
+        mark: REPLY_MARK.value,
+        mask: REPLY_MARK.mask,
+        table: REPLY_TABLE,
+        priority: None,
+    };
+    let marks = [Family::V4, Family::V6].map(|family| [sidecar(family), ambient(family)]);
     Routing {
         loopback: vec![Cidr::host(IpAddr::V6(Ipv6Addr::from_bits(6)))],
-        marks: vec![mark(Family::V4), mark(Family::V6)],
+        marks: marks.into_iter().flatten().collect(),
     }
 }
 
@@ -139,7 +155,9 @@ pub fn everything() -> Routing {
 pub fn stale(want: &Routing) -> Routing {
     let mut stale = everything();
     stale.loopback.retain(|cidr| !want.loopback.contains(cidr));
-    stale.marks.retain(|mark| !want.marks.contains(mark));
+    // A rule with another priority does the same.
+    let same = |a: &MarkRoute, b: &MarkRoute| (a.family, a.table) == (b.family, b.table);
+    stale.marks.retain(|mark| !want.marks.iter().any(|wanted| same(mark, wanted)));
     stale
 }
 
@@ -187,8 +205,13 @@ fn address_name(cidr: &Cidr) -> String {
 }
 
 fn rule_name(mark: &MarkRoute) -> String {
-    let MarkRoute { family, mark, table } = mark;
-    format!("{} rule fwmark {mark} lookup {table}", ip(*family))
+    let MarkRoute { family, mark, mask, table, priority } = mark;
+    let mark = match *mask {
+        u32::MAX => mark.to_string(),
+        mask => format!("{mark:#x}/{mask:#x}"),
+    };
+    let priority = priority.map(|p| format!(" priority {p}")).unwrap_or_default();
+    format!("{} rule fwmark {mark} lookup {table}{priority}", ip(*family))
 }
 
 fn route_name(mark: &MarkRoute) -> String {

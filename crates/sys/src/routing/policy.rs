@@ -43,12 +43,13 @@ fn is_rule(rule: &RuleMessage, want: &MarkRoute) -> bool {
         && !header.flags.contains(RuleFlags::Invert)
         && (header.dst_len, header.src_len, header.tos) == (0, 0, 0);
     let mut table = u32::from(header.table);
-    let mut mark = 0;
+    let (mut mark, mut mask, mut priority) = (0, u32::MAX, 0);
     for attribute in &rule.attributes {
         match attribute {
             RuleAttribute::FwMark(found) => mark = *found,
             RuleAttribute::Table(found) => table = *found,
-            RuleAttribute::FwMask(mask) if *mask != u32::MAX => return false,
+            RuleAttribute::FwMask(found) => mask = *found,
+            RuleAttribute::Priority(found) => priority = *found,
             // Conditions that would make the rule hold for some packets only.
             RuleAttribute::Goto(_)
             | RuleAttribute::L3MDev(_)
@@ -62,7 +63,9 @@ fn is_rule(rule: &RuleMessage, want: &MarkRoute) -> bool {
             _ => (),
         }
     }
-    plain && (mark, table) == (want.mark, want.table)
+    plain
+        && (mark, mask, table) == (want.mark, want.mask, want.table)
+        && want.priority.is_none_or(|wanted| wanted == priority)
 }
 
 fn rule(want: &MarkRoute) -> RuleMessage {
@@ -71,6 +74,10 @@ fn rule(want: &MarkRoute) -> RuleMessage {
     message.header.action = RuleAction::ToTable;
     message.header.table = header_table(want.table);
     message.attributes = vec![RuleAttribute::FwMark(want.mark), RuleAttribute::Table(want.table)];
+    if want.mask != u32::MAX {
+        message.attributes.push(RuleAttribute::FwMask(want.mask));
+    }
+    message.attributes.extend(want.priority.map(RuleAttribute::Priority));
     message
 }
 

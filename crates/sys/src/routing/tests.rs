@@ -23,7 +23,7 @@ fn ip_tool(args: &str) -> String {
 fn ensures_once_and_removes_all() {
     fresh(|| {
         let all = everything();
-        assert_eq!(missing(&all).unwrap().len(), 6, "lo, an address, two rules, two routes");
+        assert_eq!(missing(&all).unwrap().len(), 10, "lo, an address, four rules, four routes");
         assert!(ensure(&all).unwrap());
         assert_eq!(missing(&all).unwrap(), Vec::<String>::new());
         for _ in 0..2 {
@@ -32,13 +32,14 @@ fn ensures_once_and_removes_all() {
         for family in ["-4", "-6"] {
             let rules = ip_tool(&format!("{family} rule list"));
             assert_eq!(rules.matches("fwmark 0x539 lookup 133").count(), 1, "{rules}");
+            assert_eq!(rules.matches("fwmark 0x111/0xfff lookup 100").count(), 1, "{rules}");
             let routes = ip_tool(&format!("{family} route list table 133"));
             assert!(routes.starts_with("local default dev lo"), "{routes}");
         }
         assert!(ip_tool("-6 addr list dev lo").contains("inet6 ::6/128"));
 
         remove(&all).unwrap();
-        assert_eq!(missing(&all).unwrap().len(), 5, "lo stays up");
+        assert_eq!(missing(&all).unwrap().len(), 9, "lo stays up");
         remove(&all).unwrap();
         assert!(ensure(&all).unwrap(), "and again");
     });
@@ -63,6 +64,32 @@ fn part_of_it_is_completed_and_duplicates_go() {
         for foreign in ["100:", "101:", "102:"] {
             assert!(rules.contains(foreign), "{rules}");
         }
+    });
+}
+
+#[test]
+fn ztunnels_routing_has_istios_mask_and_priority() {
+    let route =
+        |family| MarkRoute { family, mark: 0x111, mask: 0xfff, table: 100, priority: Some(32764) };
+    let want = Routing { loopback: Vec::new(), marks: vec![route(Family::V4), route(Family::V6)] };
+    fresh(|| {
+        ip_tool("link set lo up");
+        // Upstream's loop ends at the first rule that exists (reference 10.1 #12).
+        ip_tool("rule add fwmark 0x111/0xfff lookup 100 pref 32764");
+        // Look alike: another mask, another priority.
+        ip_tool("rule add fwmark 0x111 lookup 100 pref 32764");
+        ip_tool("-6 rule add fwmark 0x111/0xfff lookup 100 pref 5");
+        assert!(ensure(&want).unwrap());
+        assert!(!ensure(&want).unwrap());
+        let rules = ip_tool("-6 rule list");
+        assert!(rules.contains("32764:\tfrom all fwmark 0x111/0xfff lookup 100"), "{rules}");
+        assert_eq!(stale(&want).marks.len(), 2, "a sidecar's");
+        assert_eq!(stale(&Routing::default()).marks.len(), 4);
+        remove(&everything()).unwrap();
+        let (v4, v6) = (ip_tool("rule list"), ip_tool("-6 rule list"));
+        assert!(!v6.contains("lookup 100"), "of any priority: {v6}");
+        assert!(v4.contains("fwmark 0x111 lookup 100") && !v4.contains("0xfff"), "{v4}");
+        assert_eq!(ip_tool("route list table all type local default"), "");
     });
 }
 

@@ -83,7 +83,10 @@ fn foreign_rules_in_our_chains() {
     for (rule, shown) in [
         ("tcp dport 1 accept", "meta l4proto tcp tcp dport 1 accept"),
         ("log prefix \"x\"", "log that Sluice and Istio do not write"),
-        ("meta mark and 0xff == 1 drop", "cmp that Sluice and Istio do not write"),
+        ("meta mark and 0xff == 1 drop", "meta mark & 0xff == 0x1 drop"),
+        ("meta mark and 0xf == 0x10 drop", "cmp that Sluice and Istio do not write"),
+        ("ct mark and 0xff != 1 drop", "cmp that Sluice and Istio do not write"),
+        ("ct mark set ct mark xor 1", "ct that Sluice and Istio do not write"),
         ("counter ip ttl 3", "cmp that Sluice and Istio do not write"),
         ("tcp sport != 7 return", "cmp that Sluice and Istio do not write"),
         ("tcp dport { 1, 2 } return", "lookup that Sluice and Istio do not write"),
@@ -160,7 +163,7 @@ fn stale_tables_go() {
         assert_eq!(apply(&want), Applied::Replaced);
         assert_eq!(listing().matches("table inet istio-proxy-").count(), 1);
         let all = routing::everything();
-        assert_eq!(routing::missing(&all).unwrap().len(), 5, "the old marks' routes too");
+        assert_eq!(routing::missing(&all).unwrap().len(), 9, "the old marks' routes too");
     });
     // Only stale ones, so that creating ours would not collide.
     fresh(|| {

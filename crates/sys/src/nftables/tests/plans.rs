@@ -1,6 +1,7 @@
 //! Plans that between them need every statement.
 
-use redirect::compile::compile;
+use redirect::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
+use redirect::compile::{self, compile};
 use redirect::desired::{Desired, Dialect, Form};
 use redirect::net::Owner;
 use redirect::plan::{
@@ -101,6 +102,30 @@ pub(super) fn all() -> Vec<(&'static str, Plan)> {
     ]
 }
 
+fn ambient() -> Vec<(&'static str, AmbientPlan)> {
+    let basic = AmbientPlan {
+        ipv6: Ipv6::Absent,
+        inbound: true,
+        dns: false,
+        virtual_interfaces: Vec::new(),
+        probe_v4: PROBE_V4,
+        probe_v6: PROBE_V6,
+        probe_ports: ProbePorts::Any,
+    };
+    let dual = AmbientPlan { ipv6: Ipv6::Present, ..basic.clone() };
+    let dns = AmbientPlan { dns: true, ..basic.clone() };
+    let nics = parsed(&["br-*", "tap0"]);
+    let ports = ProbePorts::Only(vec![8080, 15021]);
+    vec![
+        ("ambient", basic),
+        ("ambient dual", dual.clone()),
+        ("ambient dns", dns),
+        ("ambient dns dual", AmbientPlan { dns: true, probe_ports: ports, ..dual.clone() }),
+        ("ambient ingress", AmbientPlan { inbound: false, ..dual.clone() }),
+        ("ambient interfaces", AmbientPlan { virtual_interfaces: nics, dns: true, ..dual }),
+    ]
+}
+
 /// Every plan in our form and in Istio's.
 pub(super) fn compiled() -> Vec<(String, Desired)> {
     let mut found = Vec::new();
@@ -112,9 +137,17 @@ pub(super) fn compiled() -> Vec<(String, Desired)> {
 }
 
 pub(super) fn both_forms() -> Vec<(&'static str, Desired, Desired)> {
-    let istio = Form::Istio(Dialect::Nftables);
-    all()
-        .into_iter()
-        .map(|(name, plan)| (name, compile(&plan, istio), compile(&plan, Form::Sluice)))
-        .collect()
+    let forms = [Form::Istio(Dialect::Nftables), Form::Sluice];
+    let mut found = Vec::new();
+    for (name, plan) in all() {
+        let [istio, ours] = forms.map(|form| compile(&plan, form));
+        found.push((name, istio, ours));
+    }
+    for (name, plan) in ambient() {
+        let [istio, ours] = forms.map(|form| compile::ambient(&plan, form));
+        found.push((name, istio, ours));
+    }
+    let leaving = compile::ambient_leaving(&ambient().remove(1).1);
+    found.push(("ambient leaving", leaving.clone(), leaving));
+    found
 }

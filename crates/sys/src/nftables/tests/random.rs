@@ -5,13 +5,14 @@ use crate::backend::{Applied, Backend};
 use crate::nftables::Nftables;
 use proptest::prelude::*;
 use redirect::desired::{
-    Action, Chain, ChainKind, CtState, Desired, Is, Match, Proto, Routing, Rule, RuleFamily, Table,
-    TableKind,
+    Action, Chain, ChainKind, CtState, Desired, Is, Mark, Match, Proto, Routing, Rule, RuleFamily,
+    RuleSet, Table, TableKind,
 };
 use redirect::net::{Cidr, Interface, Owner};
+use redirect::nft::table_name;
 
 /// A chain jumps to later ones only, so there is no loop.
-const CHAINS: [ChainKind; 8] = [
+const CHAINS: [ChainKind; 9] = [
     ChainKind::Prerouting,
     ChainKind::OutputHook,
     ChainKind::Inbound,
@@ -20,6 +21,7 @@ const CHAINS: [ChainKind; 8] = [
     ChainKind::Redirect,
     ChainKind::Divert,
     ChainKind::Drop,
+    ChainKind::Arrival,
 ];
 
 fn is<T: std::fmt::Debug + 'static>(
@@ -64,18 +66,24 @@ fn proto() -> impl Strategy<Value = Proto> {
     prop_oneof![Just(Proto::Tcp), Just(Proto::Udp)]
 }
 
+/// All bits, or some; none at all is no condition.
+fn mark() -> impl Strategy<Value = Mark> {
+    let some = (any::<u32>(), 1u32..).prop_map(|(value, mask)| Mark::masked(value, mask));
+    prop_oneof![any::<u32>().prop_map(Mark::exact), some]
+}
+
 /// Conditions without ports.
 fn conditions(v6: bool) -> impl Strategy<Value = Vec<Match>> {
     let one = prop_oneof![
         interface().prop_map(Match::InInterface),
-        interface().prop_map(Match::OutInterface),
+        is(interface()).prop_map(Match::OutInterface),
         cidr(v6).prop_map(Match::Source),
         is(cidr(v6)).prop_map(Match::Destination),
         owner().prop_map(Match::Uid),
         owner().prop_map(Match::Gid),
         state().prop_map(Match::State),
-        is(any::<u32>()).prop_map(Match::Mark),
-        any::<u32>().prop_map(Match::ConnMark),
+        is(mark()).prop_map(Match::Mark),
+        mark().prop_map(Match::ConnMark),
     ];
     prop::collection::vec(one, 0..4)
 }
@@ -104,6 +112,7 @@ fn action(table: TableKind, position: usize) -> BoxedStrategy<Action> {
         Just(Action::Accept).boxed(),
         Just(Action::Drop).boxed(),
         any::<u32>().prop_map(Action::SetMark).boxed(),
+        mark().prop_map(Action::SetConnMark).boxed(),
         Just(Action::SaveMark).boxed(),
         Just(Action::RestoreMark).boxed(),
     ];
@@ -157,7 +166,9 @@ fn desired() -> impl Strategy<Value = Desired> {
         1..=3,
     );
     let tables = tables.prop_flat_map(|kinds| kinds.into_iter().map(table).collect::<Vec<_>>());
-    (tables, any::<bool>()).prop_map(|(tables, ipv6)| Desired {
+    let set = prop_oneof![Just(RuleSet::Sidecar), Just(RuleSet::Ambient)];
+    (set, tables, any::<bool>()).prop_map(|(set, tables, ipv6)| Desired {
+        set,
         ipv6,
         tables,
         routing: Routing::default(),
@@ -175,7 +186,8 @@ proptest! {
             assert_eq!(apply(&want), Applied::Unchanged);
             let listed = listing();
             let tables = listed.lines().filter(|line| line.starts_with("table "));
-            let ours = |line: &str| line.starts_with("table inet istio-proxy-");
+            let name = table_name(want.set, TableKind::Nat).strip_suffix("nat").unwrap();
+            let ours = |line: &str| line.starts_with(&format!("table inet {name}"));
             assert!(tables.clone().all(ours), "{listed}");
             assert_eq!(tables.count(), want.tables.len());
             if want != other {

@@ -6,8 +6,7 @@ use crate::netns::{Netns, within};
 use crate::routing;
 use nix::unistd::Pid;
 use redirect::desired::{
-    Action, Chain, ChainKind, Desired, Is, Match, Proto, Routing, Rule, RuleFamily, Table,
-    TableKind,
+    Action, Chain, ChainKind, Desired, Is, Match, Proto, Rule, RuleFamily, Table, TableKind,
 };
 use redirect::net::Owner;
 use std::fs;
@@ -78,7 +77,7 @@ fn redirect_of_one_user() -> Desired {
     };
     let chain = Chain { kind: ChainKind::OutputHook, rules: vec![rule] };
     let table = Table { kind: TableKind::Nat, chains: vec![chain] };
-    Desired { ipv6: false, tables: vec![table], routing: Routing::default() }
+    Desired { tables: vec![table], ..Desired::default() }
 }
 
 #[test]
