@@ -4,12 +4,12 @@
 
 use crate::log::PLUGIN;
 use crate::responder::{self, Page};
-use crate::server::{SocketError, SocketFile, bind};
+use crate::server::{Socket, SocketError};
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 /// Its name in the run directory. Istio's.
@@ -24,12 +24,13 @@ const MAX_LINE: usize = 8 << 10;
 /// Invocations that are listened to at once.
 const MAX_CONNECTIONS: usize = 32;
 
+/// How often it is looked whether plugins can find the socket.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The bound socket; its file goes with it.
 #[derive(Debug)]
 pub(crate) struct LogSocket {
-    listener: UnixListener,
-    #[expect(dead_code, reason = "removes the file when dropped")]
-    file: SocketFile,
+    socket: Socket,
 }
 
 impl LogSocket {
@@ -39,18 +40,25 @@ impl LogSocket {
     ///
     /// See [`SocketError`].
     pub(crate) fn bind(run_dir: &Path) -> Result<Self, SocketError> {
-        let (listener, file) = bind(run_dir, NAME)?;
-        Ok(Self { listener, file })
+        Ok(Self { socket: Socket::bind(run_dir, NAME)? })
     }
 
     /// Takes lines until it is dropped; tells the level of each that was written.
-    pub(crate) async fn run(self, written: impl Fn(tracing::Level) + Send + Sync + 'static) {
+    pub(crate) async fn run(mut self, written: impl Fn(tracing::Level) + Send + Sync + 'static) {
         let written = Arc::new(written);
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut looks = tokio::time::interval(LOOK);
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
+            let accepted = tokio::select! {
+                _ = looks.tick() => {
+                    self.socket.keep();
+                    continue;
+                }
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok(stream) => {
                     let written = Arc::clone(&written);
                     tokio::spawn(async move {
                         take(stream, &*written).await;

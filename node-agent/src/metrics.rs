@@ -1,6 +1,7 @@
 //! What the agent counts: Istio's names and labels where Istio has them (reference
 //! 1.7), and `sluice_*` beside them.
 
+use crate::agent::Escaped as EscapedPods;
 use crate::failure::causes;
 use crate::health::Health;
 use crate::install::InstallEvent;
@@ -51,12 +52,12 @@ fn times() -> Histogram {
 impl Metrics {
     /// With everything at zero.
     ///
-    /// `escaped` is how many pods passed that were to be captured.
+    /// `escaped` says which pods passed that were to be captured.
     pub(crate) fn new(
         health: Arc<Health>,
         pods: Pods,
         backend: String,
-        escaped: impl Fn() -> u64 + Send + Sync + 'static,
+        escaped: impl Fn() -> EscapedPods + Send + Sync + 'static,
     ) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
@@ -274,7 +275,7 @@ struct State {
     escaped: Escaped,
 }
 
-struct Escaped(Box<dyn Fn() -> u64 + Send + Sync>);
+struct Escaped(Box<dyn Fn() -> EscapedPods + Send + Sync>);
 
 impl std::fmt::Debug for Escaped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -322,13 +323,20 @@ impl Collector for State {
         let (pods, namespaces) = self.pods.count();
         gauge(&mut encoder, "sluice_pods", "Pods of this node that are known", pods)?;
         gauge(&mut encoder, "sluice_namespaces", "Namespaces that are known", namespaces)?;
-        let escaped = ConstCounter::new((self.escaped.0)());
+        let EscapedPods { total, uncaptured } = (self.escaped.0)();
+        let escaped = ConstCounter::new(total);
         escaped.encode(encoder.encode_descriptor(
             "sluice_escaped_pods",
             "Pods that passed without the agent although they were to be captured",
             None,
             escaped.metric_type(),
         )?)?;
+        gauge(
+            &mut encoder,
+            "sluice_escaped_pods_uncaptured",
+            "Pods that passed so and still run uncaptured, since that failed so far",
+            uncaptured,
+        )?;
         let Pods::Kubernetes(kubernetes) = &self.pods else { return Ok(()) };
         let behind = usize::from(kubernetes.behind().is_some());
         gauge(
@@ -367,7 +375,10 @@ mod tests {
         let pods = Pods::Directory(crate::source::Directory::open(dir.path()).unwrap());
         let health = Arc::new(Health::default());
         health.needs("installed", || Some("no".to_owned()));
-        let metrics = Metrics::new(health, pods, "nftables".to_owned(), || 7);
+        let metrics = Metrics::new(health, pods, "nftables".to_owned(), || EscapedPods {
+            total: 7,
+            uncaptured: 2,
+        });
         metrics.installed(&InstallEvent::Succeeded);
         metrics.installed(&InstallEvent::Repaired { file: "a".to_owned() });
         metrics.install_ready(true);
@@ -404,6 +415,7 @@ mod tests {
             "sluice_early_pods_total{result=\"success\"} 1",
             "sluice_pods 0",
             "sluice_escaped_pods_total 7",
+            "sluice_escaped_pods_uncaptured 2",
             "# EOF",
         ] {
             assert!(page.body.lines().any(|l| l == line), "{line}\n{}", page.body);

@@ -117,34 +117,66 @@ impl Agent {
         directories: &Directories,
         args: &[&str],
     ) -> Result<Self> {
+        // A killed agent leaves its socket behind: that is not a new one's.
+        std::fs::remove_file(directories.run.join("pluginevent.sock")).ok();
+        let agent = Self::begin(programs, host, directories, &[&["agent"], args].concat(), &[])?;
+        agent.await_serving()?;
+        Ok(agent)
+    }
+
+    /// Starts it in the node's namespace with a command, its arguments and variables,
+    /// and does not wait for it: some faults keep it from serving.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn begin(
+        programs: &Programs,
+        host: &Namespace,
+        directories: &Directories,
+        args: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<Self> {
         let log = directories.run.with_extension("log");
-        let program = Program::new("sh")
+        let mut program = Program::new("sh")
             .args(["-c", LEASH])
             .arg(&programs.sluice)
-            .arg("agent")
+            .args(args.iter().copied())
             .arg("--run-dir")
             .arg(&directories.run)
-            .args(args.iter().copied())
             .env("SLUICE_E2E_LOG", &log)
             .within(host.netns());
-        // A killed agent leaves its socket behind: that is not a new one's.
-        let socket = directories.run.join("pluginevent.sock");
-        std::fs::remove_file(&socket).ok();
+        for (name, value) in variables {
+            program = program.env(name, value);
+        }
         let mut running = program.start()?;
         let pid = running.line()?.context("no process id from the shell")?;
         let pid = pid.parse().with_context(|| format!("process id {pid:?}"))?;
-        let agent = Self { running, pid, directories: directories.clone() };
+        Ok(Self { running, pid, directories: directories.clone() })
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// When it ends or does not serve in time.
+    pub fn await_serving(&self) -> Result<()> {
+        let socket = self.directories.run.join("pluginevent.sock");
         let end = Instant::now() + START;
         while !accepts(&socket) {
-            if !is_alive(pid) {
-                bail!("the agent ended, it said:\n{}", agent.log());
+            if !self.is_alive() {
+                bail!("the agent ended, it said:\n{}", self.log());
             }
             if Instant::now() > end {
-                bail!("the agent does not serve after {START:?}, it said:\n{}", agent.log());
+                bail!("the agent does not serve after {START:?}, it said:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(agent)
+        Ok(())
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        is_alive(self.pid)
     }
 
     /// All that this agent, and others before it in these directories, logged.
@@ -158,8 +190,27 @@ impl Agent {
     ///
     /// # Errors
     /// When it does not die.
-    pub fn kill(mut self) -> Result<()> {
-        self.end()?;
+    pub fn kill(self) -> Result<()> {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// Ends it as the kubelet does, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(self) -> Result<()> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(mut self, signal: Signal) -> Result<()> {
+        self.signal(signal)?;
+        let end = Instant::now() + START;
+        while self.is_alive() {
+            if Instant::now() > end {
+                bail!("{signal} did not end the agent, it said:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         // The shell waits for it before it ends itself.
         self.running.close_input();
         self.running.wait(START)?;
@@ -167,9 +218,9 @@ impl Agent {
     }
 
     /// Until the shell ends, the process id is no other's.
-    fn end(&self) -> Result<()> {
+    fn signal(&self, signal: Signal) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid)?);
-        nix::sys::signal::kill(pid, Signal::SIGKILL).context("kill the agent")
+        nix::sys::signal::kill(pid, signal).with_context(|| format!("send {signal} to the agent"))
     }
 
     /// Its process.
@@ -183,7 +234,7 @@ impl Drop for Agent {
     fn drop(&mut self) {
         // Fails only for one that was killed and waited for.
         if self.running.is_running() {
-            self.end().ok();
+            self.signal(Signal::SIGKILL).ok();
         }
     }
 }

@@ -1,23 +1,25 @@
 //! What passed unseen is looked at once the pod is seen; a pod that should have
-//! been captured is said so loudly, counted, and captured now.
+//! been captured is said so loudly, counted, and captured now, or as soon as that
+//! can be done.
 
-use super::Agent;
+mod attempts;
+
 use super::hints::compare;
-use crate::failure::{Failure, causes};
+use super::{Agent, target};
+use crate::failure::Failure;
 use crate::health::Beat;
 use crate::record::SandboxId;
 use crate::source::View;
+use attempts::Attempts;
 use redirect::enroll::{self, decide};
 use redirect::pod::Pod;
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use sys::netns::{Netns, NetnsId};
 use wire::passed::{DIRECTORY, MAX_BYTES, MAX_FILES, Passed, TEMPORARY, file_name};
 use wire::request::{Extension, PodRequest};
 use wire::snapshot::INJECTED;
@@ -29,8 +31,9 @@ const TICK: Duration = Duration::from_millis(500);
 /// Time for a late capture.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// Tries to capture a pod late, some seconds apart, until it is only reported.
-const TRIES: u32 = 5;
+/// How long a sandbox without a process is waited for whose pod is not known: its
+/// first one comes after ADD, and the pod's own object may be late too.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What passed, and how often it should not have.
 #[derive(Debug)]
@@ -38,8 +41,16 @@ pub(super) struct Audit {
     directory: PathBuf,
     escaped: AtomicU64,
     next: AtomicU64,
-    /// Failed tries by file, and when the next one is due.
-    tries: Mutex<HashMap<String, (u32, Instant)>>,
+    attempts: Attempts,
+}
+
+/// Pods that passed unseen although they were to be captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Escaped {
+    /// So far.
+    pub(crate) total: u64,
+    /// Of these, those that still run uncaptured.
+    pub(crate) uncaptured: usize,
 }
 
 /// What becomes of a file.
@@ -55,7 +66,7 @@ impl Audit {
             directory: run_dir.join(DIRECTORY),
             escaped: AtomicU64::new(0),
             next: AtomicU64::new(0),
-            tries: Mutex::default(),
+            attempts: Attempts::default(),
         }
     }
 
@@ -109,32 +120,15 @@ impl Audit {
     pub(super) fn forget(&self, id: &SandboxId) {
         let _ = fs::remove_file(self.directory.join(file_name(id.as_str())));
     }
-
-    fn is_due(&self, name: &str) -> bool {
-        let tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        tries.get(name).is_none_or(|(_, due)| Instant::now() >= *due)
-    }
-
-    /// Counts a failed try; true when it was the last.
-    fn failed(&self, name: &str) -> (u32, bool) {
-        let mut tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, due) = tries.entry(name.to_owned()).or_insert((0, Instant::now()));
-        *count += 1;
-        *due = Instant::now() + Duration::from_secs(1 << *count);
-        (*count, *count >= TRIES)
-    }
-
-    /// Forgets tries for files that are no more.
-    fn retain(&self, names: &[String]) {
-        let mut tries = self.tries.lock().unwrap_or_else(PoisonError::into_inner);
-        tries.retain(|name, _| names.contains(name));
-    }
 }
 
 impl Agent {
-    /// Pods that passed unseen although they were to be captured, so far.
-    pub(crate) fn escaped(&self) -> u64 {
-        self.audit.escaped.load(Ordering::Relaxed)
+    /// See [`Escaped`].
+    pub(crate) fn escaped(&self) -> Escaped {
+        Escaped {
+            total: self.audit.escaped.load(Ordering::Relaxed),
+            uncaptured: self.audit.attempts.failing(),
+        }
     }
 
     /// Starts to serve: keeps the plugin's snapshot and audits what passed, on a
@@ -171,9 +165,9 @@ impl Agent {
     /// Looks at everything that passed.
     fn look(&self, view: &View) {
         let names = self.audit.names();
-        self.audit.retain(&names);
+        self.audit.attempts.retain(&names);
         for name in names.iter().filter(|name| !name.starts_with(TEMPORARY)) {
-            if !self.audit.is_due(name) {
+            if !self.audit.attempts.is_due(name) {
                 continue;
             }
             let path = self.audit.directory.join(name);
@@ -200,13 +194,15 @@ impl Agent {
     fn judge(&self, name: &str, passed: &Passed, view: &View) -> Done {
         let Passed { namespace: ns, name: pod_name, uid, .. } = passed;
         let Some(pod) = view.pods.iter().find(|pod| is_that(pod, passed)) else {
-            if view.complete && is_gone(passed) {
+            if view.complete && self.is_gone(name, passed) {
                 tracing::info!(ns, pod = pod_name, uid, "passed unseen; pod and sandbox are gone");
                 return Done::Remove;
             }
             return Done::Keep;
         };
-        compare(pod, passed.annotations.as_ref().map(|all| all.contains_key(INJECTED)));
+        if self.audit.attempts.is_first(name) {
+            compare(pod, passed.annotations.as_ref().map(|all| all.contains_key(INJECTED)));
+        }
         let namespace = view.namespaces.iter().find(|namespace| namespace.name == pod.namespace);
         match decide(pod, namespace, &self.config) {
             Ok(enroll::Decision::Skip(reason)) => {
@@ -226,17 +222,28 @@ impl Agent {
         }
     }
 
-    /// A pod runs that should have been captured.
+    /// True when the sandbox of a pod that is not known is certainly no more. Where its
+    /// directory is not mounted, nobody of the host's processes must be in it.
+    fn is_gone(&self, name: &str, passed: &Passed) -> bool {
+        if target::of_passed(passed).is_ok() {
+            return false;
+        }
+        target::has_left(passed)
+            || self.hosts.sees_processes() && self.audit.attempts.known_for(name) >= SETTLED
+    }
+
+    /// A pod runs that should have been captured: tried until it is, or is gone. What
+    /// is said is each change.
     fn mend(&self, name: &str, passed: &Passed, pod: &Pod, wanted: enroll::Decision) -> Done {
-        let first = self.audit.tries.lock().is_ok_and(|tries| !tries.contains_key(name));
-        if first {
-            self.audit.escaped.fetch_add(1, Ordering::Relaxed);
+        let (ns, pod_name, uid) = (&pod.namespace, &pod.name, &pod.uid);
+        if self.audit.attempts.is_first(name) {
+            let total = self.audit.escaped.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::error!(
-                ns = pod.namespace,
-                pod = pod.name,
-                uid = pod.uid,
+                ns,
+                pod = pod_name,
+                uid,
                 passed = passed.reason,
-                escaped_total = self.escaped(),
+                escaped_total = total,
                 "a pod of the mesh passed uncaptured while the agent was not asked"
             );
         }
@@ -246,30 +253,29 @@ impl Agent {
         };
         let Err(why) = result else {
             tracing::warn!(
-                ns = pod.namespace,
-                pod = pod.name,
-                uid = pod.uid,
+                ns,
+                pod = pod_name,
+                uid,
                 "captured late; connections from before go on uncaptured"
             );
             return Done::Remove;
         };
-        let (count, last) = self.audit.failed(name);
-        tracing::error!(
-            ns = pod.namespace,
-            pod = pod.name,
-            uid = pod.uid,
-            reason = why,
-            tries = count,
-            last,
-            "cannot capture a pod that runs uncaptured: delete it"
-        );
-        if last { Done::Remove } else { Done::Keep }
+        if self.audit.attempts.failed(name, &why) {
+            tracing::error!(
+                ns,
+                pod = pod_name,
+                uid,
+                reason = why,
+                "cannot capture a pod that runs uncaptured: delete it; it is tried again until it is gone"
+            );
+        }
+        Done::Keep
     }
 
     fn capture_late(&self, passed: &Passed, pod: &Pod) -> Result<(), String> {
         let text = |failure: Failure| failure.to_string();
         let sandbox = SandboxId::new(&passed.container).map_err(|error| error.to_string())?;
-        let netns = open(passed)?;
+        let netns = target::of_passed(passed)?;
         if self.hosts.contains(netns.id()) {
             return Err("its network namespace is the host's".to_owned());
         }
@@ -296,24 +302,6 @@ fn is_that(pod: &Pod, passed: &Passed) -> bool {
     let same_uid = pod.uid.as_deref().is_none_or(|own| own == uid)
         || crate::source::manifest::static_uid(pod) == Some(uid);
     pod.namespace == passed.namespace && pod.name == passed.name && (uid.is_empty() || same_uid)
-}
-
-/// The sandbox's namespace, if what is at its path now is the same one.
-fn open(passed: &Passed) -> Result<Netns, String> {
-    let netns = Netns::open(Path::new(&passed.netns)).map_err(|error| causes(&error))?;
-    let then = NetnsId { dev: passed.dev, ino: passed.ino };
-    if netns.id() != then {
-        let now = netns.id();
-        return Err(format!("at {} is network namespace {now} now, not {then}", passed.netns));
-    }
-    Ok(netns)
-}
-
-/// True when the sandbox is certainly no more. Where the directory of its namespace
-/// is not mounted, nothing can be said; DEL takes the file away then.
-fn is_gone(passed: &Passed) -> bool {
-    let path = Path::new(&passed.netns);
-    open(passed).is_err() && path.parent().is_some_and(Path::exists)
 }
 
 /// A file, of whatever version as long as it has what is needed here; `None` when

@@ -75,6 +75,11 @@ impl Hosts {
         self.refused.contains(&id)
     }
 
+    /// The processes that the agent sees are the host's.
+    pub(crate) fn sees_processes(&self) -> bool {
+        self.host.is_some()
+    }
+
     /// The agent is known to be in the host's network: it starts on a node where no
     /// pod's network is ready.
     pub(crate) fn agent_is_on_host(&self) -> bool {

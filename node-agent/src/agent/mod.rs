@@ -9,7 +9,9 @@ mod hints;
 mod hosts;
 mod running;
 mod start;
+mod target;
 
+pub(crate) use audit::Escaped;
 pub(crate) use running::RunningError;
 pub(crate) use start::run;
 

@@ -130,7 +130,7 @@ async fn serve(
     }
     let kind = backend.kind().to_string();
     let (pods, namespaces) = source.count();
-    let server = Server::bind(&run_dir)?;
+    let server = Server::bind(&run_dir, &[wire::passed::RECORDS])?;
     let log_socket = LogSocket::bind(&run_dir)?;
     let records = Records::open(&run_dir)?;
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");

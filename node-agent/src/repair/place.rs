@@ -135,10 +135,20 @@ pub(crate) fn find(root: &Path, wanted: &Wanted<'_>) -> Result<Place, PlaceError
     }
 }
 
-/// One that ends while it is looked at is passed over, as are the kernel's threads.
-fn candidates(root: &Path, wanted: &Wanted<'_>) -> Result<Vec<Candidate>, PlaceError> {
+/// Opens a namespace that some process is in; `None` when none is.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceError> {
+    let mut own = processes(root)?.into_iter().filter(|(_, found)| *found == id);
+    Ok(own.find_map(|(process, _)| enter(&process, id)))
+}
+
+/// All processes with their namespaces. One that ends while it is looked at is passed
+/// over, as are the kernel's threads.
+fn processes(root: &Path) -> Result<Vec<(PathBuf, NetnsId)>, PlaceError> {
     let listed = |source| PlaceError::List { root: root.to_owned(), source };
-    let mut seen: HashMap<NetnsId, Option<Candidate>> = HashMap::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir(root).map_err(listed)? {
         let Ok(name) = entry.map_err(listed)?.file_name().into_string() else { continue };
         if !name.bytes().all(|b| b.is_ascii_digit()) {
@@ -146,7 +156,19 @@ fn candidates(root: &Path, wanted: &Wanted<'_>) -> Result<Vec<Candidate>, PlaceE
         }
         let process = root.join(name);
         let Ok(stat) = stat(&process.join("ns/net")) else { continue };
-        let id = NetnsId { dev: stat.st_dev, ino: stat.st_ino };
+        found.push((process, NetnsId { dev: stat.st_dev, ino: stat.st_ino }));
+    }
+    Ok(found)
+}
+
+/// The namespace of a process, if it is still that one.
+fn enter(process: &Path, id: NetnsId) -> Option<Netns> {
+    Netns::open(&process.join("ns/net")).ok().filter(|netns| netns.id() == id)
+}
+
+fn candidates(root: &Path, wanted: &Wanted<'_>) -> Result<Vec<Candidate>, PlaceError> {
+    let mut seen: HashMap<NetnsId, Option<Candidate>> = HashMap::new();
+    for (process, id) in processes(root)? {
         if wanted.hosts.contains(&id) {
             continue;
         }
@@ -159,7 +181,7 @@ fn candidates(root: &Path, wanted: &Wanted<'_>) -> Result<Vec<Candidate>, PlaceE
 }
 
 fn open(process: &Path, id: NetnsId, wanted: &Wanted<'_>) -> Option<Candidate> {
-    let netns = Netns::open(&process.join("ns/net")).ok().filter(|netns| netns.id() == id)?;
+    let netns = enter(process, id)?;
     let held = match within(&netns, sys::routing::addresses) {
         Ok(Ok(held)) => held,
         Ok(Err(error)) => return unseen(id, &causes(&error)),

@@ -7,10 +7,10 @@ mod socket;
 use crate::failure::Failure;
 use exchange::ExchangeError;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use wire::code;
 use wire::request::{Answer, Endpoint, SOCKET_NAME};
 
 pub(crate) use exchange::{content_length, phrase};
-pub(crate) use socket::{File as SocketFile, SocketError, bind, private_directory};
+pub(crate) use socket::{Socket, SocketError, private_directory};
 
 /// Requests served at once. Each may hold a thread and a namespace; a node has
 /// room for 110 pods by default, and for 256 with Kubernetes' largest setting.
@@ -33,7 +33,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long requests that are under way may go on after the order to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How often the server's loop goes round at least.
+/// How often the server's loop goes round at least, and looks whether plugins can
+/// find it.
 const BEAT: Duration = Duration::from_secs(1);
 
 /// What is done with a request. Runs on a blocking thread of its own.
@@ -57,7 +58,7 @@ pub(crate) trait Service: Send + Sync + 'static {
 
 /// Hears of what the server does.
 pub(crate) trait Observer: Send + Sync + 'static {
-    /// The server's loop went round.
+    /// The server's loop went round, and plugins can find it.
     fn beat(&self);
 
     /// A request has come.
@@ -97,26 +98,36 @@ pub(crate) struct Caller {
 /// A bound socket.
 #[derive(Debug)]
 pub(crate) struct Server {
-    listener: UnixListener,
-    /// Removes the file.
-    file: socket::File,
+    socket: Socket,
+    /// Directories that requests need.
+    needs: Vec<PathBuf>,
 }
 
 impl Server {
-    /// Makes the run directory and the socket in it.
+    /// Makes the run directory, the socket, and directories in it that requests need.
     ///
     /// # Errors
     ///
-    /// When either cannot be had, or another agent serves there.
-    pub(crate) fn bind(run_dir: &Path) -> Result<Self, SocketError> {
-        let (listener, file) = bind(run_dir, SOCKET_NAME)?;
-        Ok(Self { listener, file })
+    /// When one cannot be had, or another agent serves there.
+    pub(crate) fn bind(run_dir: &Path, needs: &[&str]) -> Result<Self, SocketError> {
+        let socket = Socket::bind(run_dir, SOCKET_NAME)?;
+        let needs: Vec<PathBuf> = needs.iter().map(|name| run_dir.join(name)).collect();
+        needs.iter().try_for_each(|path| private_directory(path))?;
+        Ok(Self { socket, needs })
+    }
+
+    /// Makes what is gone again: somebody may empty the run directory under a running
+    /// agent, which would not be found any more and could write no record.
+    fn keep(&mut self) -> bool {
+        let found = self.socket.keep();
+        // What is in the way is said by the request that needs it.
+        found && self.needs.iter().all(|path| path.is_dir() || private_directory(path).is_ok())
     }
 
     /// Serves until `stop` is ready, then lets requests under way finish for
     /// [`DRAIN`] and removes the socket.
     pub(crate) async fn run<S: Service>(
-        self,
+        mut self,
         service: Arc<S>,
         observer: Arc<dyn Observer>,
         stop: impl Future<Output = ()>,
@@ -129,11 +140,15 @@ impl Server {
             let stream = tokio::select! {
                 () = &mut stop => break,
                 _ = beats.tick() => {
-                    observer.beat();
+                    // An agent that stays out of reach is started anew, and with it
+                    // its mounts.
+                    if self.keep() {
+                        observer.beat();
+                    }
                     continue;
                 }
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                accepted = self.socket.accept() => match accepted {
+                    Ok(stream) => stream,
                     Err(error) => {
                         // Out of descriptors, most likely: a moment later some are free.
                         tracing::error!(reason = %error, "cannot accept a plugin's connection");
@@ -152,8 +167,7 @@ impl Server {
             });
         }
         // New plugins find no socket, which they report as such.
-        drop(self.listener);
-        drop(self.file);
+        drop(self.socket);
         let drained =
             tokio::time::timeout(DRAIN, async { while requests.join_next().await.is_some() {} });
         if drained.await.is_err() {

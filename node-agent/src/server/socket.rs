@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -54,17 +54,79 @@ pub(crate) enum SocketError {
     },
 }
 
+/// A socket that is listened on, and where it belongs.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    listener: UnixListener,
+    /// Removes the file.
+    file: File,
+    run_dir: PathBuf,
+    /// What keeps it from coming back, which is said once.
+    failed: Option<String>,
+}
+
+impl Socket {
+    /// Makes the run directory and the socket in it, for root only.
+    ///
+    /// # Errors
+    ///
+    /// See [`SocketError`].
+    pub(crate) fn bind(run_dir: &Path, name: &str) -> Result<Self, SocketError> {
+        let (listener, file) = bind(run_dir, name)?;
+        Ok(Self { listener, file, run_dir: run_dir.to_owned(), failed: None })
+    }
+
+    /// The next caller.
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    /// Binds it again when its file is gone: nobody would find it any more. True when
+    /// it can be found.
+    pub(crate) fn keep(&mut self) -> bool {
+        if self.file.is_there() {
+            return true;
+        }
+        let Some(name) = self.file.path.file_name().and_then(|name| name.to_str()) else {
+            return false;
+        };
+        match bind(&self.run_dir, name) {
+            Ok((listener, file)) => {
+                tracing::warn!(socket = %file.path.display(), "the socket's file was gone, bound it again");
+                // The old listener last: while it lives nothing else has its inode.
+                self.file = file;
+                self.listener = listener;
+                self.failed = None;
+                true
+            }
+            Err(error) => {
+                let reason = crate::failure::causes(&error);
+                if self.failed.as_ref() != Some(&reason) {
+                    tracing::error!(socket = %self.file.path.display(), reason, "the socket's file is gone and cannot be made again");
+                    self.failed = Some(reason);
+                }
+                false
+            }
+        }
+    }
+}
+
 /// The socket's file; removed on drop unless it is another one by then.
 #[derive(Debug)]
-pub(crate) struct File {
+struct File {
     path: PathBuf,
     inode: u64,
 }
 
+impl File {
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+    }
+}
+
 impl Drop for File {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
-        if ours {
+        if self.is_there() {
             // Nothing is left to be done about a failure; the next agent finds
             // that nobody listens there.
             let _ = fs::remove_file(&self.path);
@@ -93,12 +155,7 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), SocketError> {
     Ok(())
 }
 
-/// Makes the run directory and listens in it, for root only.
-///
-/// # Errors
-///
-/// See [`SocketError`].
-pub(crate) fn bind(run_dir: &Path, name: &str) -> Result<(UnixListener, File), SocketError> {
+fn bind(run_dir: &Path, name: &str) -> Result<(UnixListener, File), SocketError> {
     private_directory(run_dir)?;
     let path = run_dir.join(name);
     let failed = |source| SocketError::Bind { path: path.clone(), source };

@@ -53,6 +53,8 @@ pub struct Options {
     /// Lists that ask for any version are paged too, as from a server without a
     /// watch cache.
     pub always_paged: bool,
+    /// Who does not bear this token gets 401.
+    pub token: Option<String>,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             watch_list: WatchList::default(),
             bookmarks: Duration::from_secs(60),
             always_paged: false,
+            token: None,
         }
     }
 }

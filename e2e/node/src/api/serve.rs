@@ -67,6 +67,11 @@ fn exchange(stream: &mut TcpStream, request: &Request, shared: &Shared) -> std::
         return send(stream, &reply, None);
     };
     let number = note(shared, &route, request);
+    if !is_known(shared, request) {
+        let reply = refused(&Fault::Status(401), &route);
+        told(shared, number, reply.status);
+        return send(stream, &reply, None);
+    }
     let mut lie = None;
     let mut cut = None;
     if let Some(fault) = befalling(shared, &route) {
@@ -119,6 +124,12 @@ fn send(stream: &mut TcpStream, reply: &Reply, cut: Option<usize>) -> std::io::R
         Some(_) => Err(std::io::ErrorKind::ConnectionAborted.into()),
         None => Ok(()),
     }
+}
+
+fn is_known(shared: &Shared, request: &Request) -> bool {
+    let token = shared.lock().options.token.clone();
+    let borne = request.headers.get("authorization").and_then(|text| text.strip_prefix("Bearer "));
+    token.is_none_or(|token| borne == Some(&token))
 }
 
 fn note(shared: &Shared, route: &Route, request: &Request) -> usize {

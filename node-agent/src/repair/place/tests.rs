@@ -93,6 +93,17 @@ impl Processes {
     }
 }
 
+#[test]
+fn a_namespace_is_found_by_its_number() {
+    let (own, other) = (Netns::create().unwrap(), Netns::create().unwrap());
+    let proc = Processes::new();
+    proc.add(5, &other, 1, "");
+    assert!(by_id(proc.0.path(), own.id()).unwrap().is_none());
+    proc.add(6, &own, 1, "");
+    assert_eq!(by_id(proc.0.path(), own.id()).unwrap().unwrap().id(), own.id());
+    assert!(by_id(Path::new("/nonexistent"), own.id()).is_err());
+}
+
 fn netns_with(address: &str) -> Netns {
     let netns = Netns::create().unwrap();
     let args = ["address", "add", address, "dev", "lo"];

@@ -1,0 +1,69 @@
+//! The fault matrix: what can happen to a node, while it is asked for what nodes are
+//! asked for. In every cell the same must hold ([`check`]): a pod of the mesh is
+//! captured or not started, pods outside the mesh start, DEL succeeds, and nothing is
+//! lost or half done once the fault is over.
+//!
+//! The agent is the real one as `install-cni`, its pods come from the API's stand-in,
+//! and the lab's runtime runs what the installer wrote and copied.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod check;
+mod clock;
+mod fault;
+mod moment;
+mod pod;
+mod stage;
+
+use fault::Fault;
+use moment::Moment;
+use stage::Stage;
+
+/// A row of the matrix, on a node of its own.
+fn row(fault: Fault) {
+    let mut stage = Stage::set(fault);
+    for moment in Moment::ALL {
+        let seen = moment::cell(&mut stage, fault, moment);
+        println!("{:<18} x {:<8} {seen}", fault.name(), moment.name());
+    }
+}
+
+#[test]
+fn api_down() {
+    row(Fault::ApiDown);
+}
+
+#[test]
+fn api_forbidden() {
+    row(Fault::ApiForbidden);
+}
+
+#[test]
+fn api_slow() {
+    row(Fault::ApiSlow);
+}
+
+#[test]
+fn agent_killed() {
+    row(Fault::AgentKilled);
+}
+
+#[test]
+fn disk_full() {
+    row(Fault::DiskFull);
+}
+
+#[test]
+fn run_wiped() {
+    row(Fault::RunWiped);
+}
+
+#[test]
+fn conflist_rewritten() {
+    row(Fault::ConflistRewritten);
+}
+
+#[test]
+fn clock_jump() {
+    row(Fault::ClockJump);
+}
