@@ -2,7 +2,8 @@
 //! other one programmed before.
 
 use crate::failure::causes;
-use redirect::compile::compile;
+use redirect::ambient::AmbientPlan;
+use redirect::compile::{ambient, compile};
 use redirect::desired::{Desired, Dialect, Form};
 use redirect::plan::Plan;
 use std::sync::OnceLock;
@@ -51,6 +52,24 @@ pub(crate) struct NodeBackend {
     /// Looking for the tools takes about 100 ms: on first need.
     iptables: OnceLock<Result<Iptables, DetectError>>,
     search: Search,
+}
+
+/// Intent that rules are made of.
+pub(crate) trait Rules {
+    /// The rules of a form.
+    fn rules(&self, form: Form) -> Desired;
+}
+
+impl Rules for Plan {
+    fn rules(&self, form: Form) -> Desired {
+        compile(self, form)
+    }
+}
+
+impl Rules for AmbientPlan {
+    fn rules(&self, form: Form) -> Desired {
+        ambient(self, form)
+    }
 }
 
 /// What was done to a namespace.
@@ -146,13 +165,13 @@ impl NodeBackend {
     /// # Errors
     ///
     /// When the namespace cannot be programmed; the text is one line.
-    pub(crate) fn program(&self, plan: &Plan) -> Result<Programmed, String> {
+    pub(crate) fn program(&self, plan: &dyn Rules) -> Result<Programmed, String> {
         let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
             BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
             BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
         };
-        let want = compile(plan, Form::Sluice);
-        let also = compile(plan, Form::Istio(dialect(own.kind())));
+        let want = plan.rules(Form::Sluice);
+        let also = plan.rules(Form::Istio(dialect(own.kind())));
         let apply = || own.apply(&want, Some(&also)).map_err(|error| causes(&error));
         let Some(other) = other else {
             let applied = apply()?;
@@ -179,7 +198,7 @@ impl NodeBackend {
     /// # Errors
     ///
     /// When the kernel cannot be asked; the text is one line.
-    pub(crate) fn observe(&self, plan: &Plan) -> Result<Diff, String> {
+    pub(crate) fn observe(&self, plan: &dyn Rules) -> Result<Diff, String> {
         let own: &dyn Backend = match self.kind {
             BackendKind::Nftables => &self.nftables,
             BackendKind::Iptables => self.iptables()?,
@@ -197,7 +216,7 @@ impl NodeBackend {
         {
             return Ok(Diff::default());
         }
-        own.observe(&compile(plan, Form::Sluice)).map_err(one_line)
+        own.observe(&plan.rules(Form::Sluice)).map_err(one_line)
     }
 
     /// True when the calling thread's namespace has no rules of ours or Istio's.
@@ -240,9 +259,9 @@ impl NodeBackend {
 }
 
 /// True when a form of the plan holds in the backend's own dialect.
-fn holds(backend: &dyn Backend, plan: &Plan) -> Result<bool, BackendError> {
+fn holds(backend: &dyn Backend, plan: &dyn Rules) -> Result<bool, BackendError> {
     for form in [Form::Sluice, Form::Istio(dialect(backend.kind()))] {
-        if backend.observe(&compile(plan, form))?.is_empty() {
+        if backend.observe(&plan.rules(form))?.is_empty() {
             return Ok(true);
         }
     }

@@ -148,6 +148,8 @@ impl Agent {
             rules: rules_hash(&done.plan),
             addresses: done.addresses.clone(),
             facts: Facts::of(pod),
+            path: request.netns.clone(),
+            ambient: None,
         }
     }
 }
