@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # First process of a node: $1 is its directory, $2 its name. It starts what a node
 # starts, says `ready`, and ends with its input; everything on the node ends with it.
 set -eu

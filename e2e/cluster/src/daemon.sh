@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # First process of a pid namespace: $1 is the log, the rest a command. What runs here
 # ends with this, and this with its input.
 log=$1

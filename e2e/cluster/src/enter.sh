@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Puts a node into cgroups of its own and starts it in namespaces of its own. $1 is the
 # process that holds its disk, $2 the cgroup, $3 the script, the rest its arguments.
 set -eu

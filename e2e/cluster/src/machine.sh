@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The disk of a node, which outlives the node's restarts: a file system in a mount
 # namespace of its own at $1. It goes when this ends, and this ends with its input.
 set -eu
