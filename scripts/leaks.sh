@@ -42,6 +42,18 @@ clean_leftovers() {
     done
     rm -rf "$dir" || true
   done
+  # Cgroups have the same names, in each hierarchy. Their processes end with the run,
+  # which takes the kernel a moment.
+  while read -r dir; do
+    pid=${dir##*/sluice-e2e-}
+    [ ! -d "/proc/${pid%%-*}" ] || continue
+    say "removing the cgroup $dir, left by a run that was killed"
+    for _ in 1 2 3 4 5; do
+      find "$dir" -depth -type d -exec rmdir {} + 2>/dev/null || true
+      [ -d "$dir" ] || break
+      sleep 1
+    done
+  done < <(find /sys/fs/cgroup -maxdepth 2 -type d -name 'sluice-e2e-*' 2>/dev/null)
 }
 
 # What the machine looks like as far as our tests could change it, a line a thing:

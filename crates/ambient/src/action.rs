@@ -28,9 +28,10 @@ pub enum Action {
         /// The pod.
         uid: PodUid,
     },
-    /// Make the namespace's rules and routes what the pod's options say (observe,
-    /// compare, write once), prove them by a connection, write the record. Comes back
-    /// as [`Event::Programmed`](crate::event::Event::Programmed).
+    /// Write the record, then make the namespace's rules and routes what the pod's
+    /// options say (observe, compare, write once), and prove them by a connection. The
+    /// record comes first: an agent that is killed in between must find the namespace
+    /// again. Comes back as [`Event::Programmed`](crate::event::Event::Programmed).
     Program {
         /// To be named in the event.
         step: StepId,
@@ -71,7 +72,8 @@ pub enum Action {
         message: Message,
     },
     /// Close the connection, so that ztunnel connects again and gets a new snapshot.
-    /// Accepting is rate-limited by the driver. The machine has forgotten the session.
+    /// Accepting is rate-limited by the driver. The machine has forgotten the session:
+    /// responses that are still in it are not to be told, or do no harm.
     Close(SessionId),
 
     /// Exempt kubelet's probes of these ports of this address; replaces whatever the

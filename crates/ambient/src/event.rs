@@ -142,8 +142,8 @@ pub enum Event {
     /// come or not.
     Disconnected(SessionId),
 
-    /// The audit looked at a pod that `Machine::audits`
-    /// names.
+    /// The audit looked at a pod that
+    /// [`Machine::audits`](crate::machine::Machine::audits) names.
     Audited {
         /// The pod.
         uid: PodUid,

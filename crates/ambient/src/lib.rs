@@ -11,3 +11,4 @@ pub mod action;
 pub mod config;
 pub mod event;
 pub mod id;
+pub mod machine;

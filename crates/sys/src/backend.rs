@@ -2,6 +2,7 @@
 //! that hold for each of them.
 
 use crate::netlink::NetlinkError;
+use crate::routing;
 use redirect::desired::Desired;
 use std::fmt;
 
@@ -158,9 +159,59 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn observe(&self, want: &Desired) -> Result<Diff, BackendError>;
 
     /// Removes every table and chain of our names (Istio's names, so its rules
-    /// too) and the routing; goes on past errors. Fine when nothing is there.
+    /// too), and not the routing; goes on past errors. Fine when nothing is there.
     ///
     /// # Errors
     /// All that went wrong.
-    fn remove(&self) -> Result<(), Vec<BackendError>>;
+    fn remove_rules(&self) -> Result<(), Vec<BackendError>>;
+
+    /// [`Self::remove_rules`], then the routing.
+    ///
+    /// # Errors
+    /// All that went wrong.
+    fn remove(&self) -> Result<(), Vec<BackendError>> {
+        let mut errors = self.remove_rules().err().unwrap_or_default();
+        errors.extend(routing::remove(&routing::everything()).err().into_iter().flatten());
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+/// Makes `want` hold by `own`, and then removes what the other backend, or Istio with
+/// the other tool, left in the namespace: `other`, when it has anything there.
+///
+/// New rules first, then the old ones out, so no packet finds none. For the moment
+/// between both hold, which harms nothing: the kernel asks one nat chain after the
+/// other until one has decided about a connection, and both decide the same; marks
+/// and zones are set twice to the same. Connections that are open by then have been
+/// decided about and are asked about no more.
+///
+/// # Errors
+/// When `want` does not hold, or something of the other is left.
+pub fn convert(
+    own: &dyn Backend,
+    other: Option<&dyn Backend>,
+    want: &Desired,
+) -> Result<Applied, Vec<BackendError>> {
+    let applied = own.apply(want, None).map_err(|error| vec![error])?;
+    let Some(other) = other else {
+        return Ok(applied);
+    };
+    other.remove_rules()?;
+    routing::remove(&routing::stale(&want.routing))?;
+    Ok(Applied::Replaced)
+}
+
+/// Removes all rules of all generations by `backends`, then the routing; goes on past
+/// errors. The order matters: a mark that is still set while its route is gone sends
+/// ztunnel's replies to the client.
+///
+/// # Errors
+/// All that went wrong.
+pub fn clear(backends: &[&dyn Backend]) -> Result<(), Vec<BackendError>> {
+    let mut errors = Vec::new();
+    for backend in backends {
+        errors.extend(backend.remove_rules().err().into_iter().flatten());
+    }
+    errors.extend(routing::remove(&routing::everything()).err().into_iter().flatten());
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -6,6 +6,7 @@
 //! ztunnel is spoken to.
 
 pub mod backend;
+pub mod conntrack;
 pub mod iptables;
 pub mod memory;
 pub mod netlink;

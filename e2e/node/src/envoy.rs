@@ -117,7 +117,8 @@ impl<'a> Envoy<'a> {
 
 /// Outbound on 15001 and inbound on 15006, each for IPv4 and for IPv6, all to
 /// where the connection was meant to go.
-fn config(mode: Mode) -> Value {
+#[must_use]
+pub fn config(mode: Mode) -> Value {
     let families = [("4", "0.0.0.0", "127.0.0.6"), ("6", "::", "::6")];
     let mut listeners = Vec::new();
     let mut clusters = Vec::new();

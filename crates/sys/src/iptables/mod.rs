@@ -195,7 +195,7 @@ impl Backend for Iptables {
         Ok(all)
     }
 
-    fn remove(&self) -> Result<(), Vec<BackendError>> {
+    fn remove_rules(&self) -> Result<(), Vec<BackendError>> {
         let mut errors: Vec<BackendError> = Vec::new();
         for family in [Family::V4, Family::V6] {
             let tools = self.tools(family).into_iter().flat_map(FamilyTools::all);
@@ -204,9 +204,6 @@ impl Backend for Iptables {
                     errors.push(error.into());
                 }
             }
-        }
-        if let Err(more) = routing::remove(&routing::everything()) {
-            errors.extend(more);
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }

@@ -12,8 +12,10 @@ pub(super) const GETTABLE: u16 = message(1);
 pub(super) const DELTABLE: u16 = message(2);
 pub(super) const NEWCHAIN: u16 = message(3);
 pub(super) const GETCHAIN: u16 = message(4);
+pub(super) const DELCHAIN: u16 = message(5);
 pub(super) const NEWRULE: u16 = message(6);
 pub(super) const GETRULE: u16 = message(7);
+pub(super) const DELRULE: u16 = message(8);
 pub(super) const NEWSET: u16 = message(9);
 pub(super) const NEWSETELEM: u16 = message(12);
 pub(super) const GETSETELEM: u16 = message(13);
@@ -55,6 +57,7 @@ pub(super) const DROP: u32 = 0;
 
 pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
 
 pub(super) const SET_TABLE: u16 = 1;

@@ -1,6 +1,7 @@
 //! Writes a ruleset as one batch of nf_tables messages.
 
 use super::abi::*;
+use super::compat::CompatObject;
 use super::expression::{Expressions, SET_TEMPLATE, set_of, value};
 use crate::backend::BackendError;
 use crate::netlink::{Batch, Buffer};
@@ -12,6 +13,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step<'a> {
     Delete(&'a str),
+    Compat(&'a CompatObject),
     Table(&'a Table),
     Chain(&'a Table, &'a Chain),
     Set(&'a Table, &'a Chain, &'a Rule),
@@ -22,6 +24,7 @@ impl fmt::Display for Step<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Delete(table) => write!(f, "delete table inet {table}"),
+            Self::Compat(object) => write!(f, "delete {object}"),
             Self::Table(table) => write!(f, "create table inet {}", table.name),
             Self::Chain(table, chain) => {
                 write!(f, "create chain inet {} {}", table.name, chain.name)
@@ -46,8 +49,8 @@ pub(super) struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    /// Deletes tables, then creates those of `ruleset`, which must not exist by
-    /// then: the kernel refuses the whole batch if one does, or if its rules are of
+    /// Deletes tables and what iptables left, then creates the tables of `ruleset`,
+    /// which must not exist by then: the kernel refuses the whole batch if one does, or if its rules are of
     /// another generation than those that were looked at.
     ///
     /// # Errors
@@ -56,6 +59,7 @@ impl<'a> Transaction<'a> {
     pub(super) fn new(
         generation: u32,
         delete: &'a [String],
+        compat: &'a [CompatObject],
         ruleset: &'a Ruleset,
     ) -> Result<Self, BackendError> {
         refuse_names(ruleset)?;
@@ -65,6 +69,9 @@ impl<'a> Transaction<'a> {
             transaction.batch.deletes();
             transaction.push(Step::Delete(name), DELTABLE, 0, |b| b.text(TABLE_NAME, name));
         }
+        for object in compat {
+            transaction.compat(object);
+        }
         for table in &ruleset.tables {
             transaction.table(table);
         }
@@ -72,11 +79,48 @@ impl<'a> Transaction<'a> {
     }
 
     fn push(&mut self, step: Step<'a>, kind: u16, flags: u16, body: impl FnOnce(&mut Buffer)) {
+        self.push_of(NFPROTO_INET, step, kind, flags, body);
+    }
+
+    fn push_of(
+        &mut self,
+        family: u8,
+        step: Step<'a>,
+        kind: u16,
+        flags: u16,
+        body: impl FnOnce(&mut Buffer),
+    ) {
         self.steps.push(step);
         self.batch.push(kind, flags, |b| {
-            b.raw(&nfgenmsg(NFPROTO_INET));
+            b.raw(&nfgenmsg(family));
             body(b);
         });
+    }
+
+    fn compat(&mut self, object: &'a CompatObject) {
+        self.batch.deletes();
+        let (family, step) = (object.family(), Step::Compat(object));
+        match object {
+            CompatObject::Jump { table, chain, handle, .. } => {
+                self.push_of(family, step, DELRULE, 0, |b| {
+                    b.text(RULE_TABLE, table);
+                    b.text(RULE_CHAIN, chain);
+                    b.attribute(RULE_HANDLE, &handle.to_be_bytes());
+                });
+            }
+            CompatObject::Rules { table, chain, .. } => {
+                self.push_of(family, step, DELRULE, 0, |b| {
+                    b.text(RULE_TABLE, table);
+                    b.text(RULE_CHAIN, chain);
+                });
+            }
+            CompatObject::Chain { table, chain, .. } => {
+                self.push_of(family, step, DELCHAIN, 0, |b| {
+                    b.text(CHAIN_TABLE, table);
+                    b.text(CHAIN_NAME, chain);
+                });
+            }
+        }
     }
 
     fn table(&mut self, table: &'a Table) {

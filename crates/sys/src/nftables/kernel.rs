@@ -194,14 +194,14 @@ pub(super) fn compat_chains(
 }
 
 /// Family and attributes of each message of a type.
-fn bodies(replies: &Replies, kind: u16) -> impl Iterator<Item = (u8, &[u8])> {
+pub(super) fn bodies(replies: &Replies, kind: u16) -> impl Iterator<Item = (u8, &[u8])> {
     replies.iter().filter_map(move |(of, body)| {
         let (header, attributes) = body.split_at_checked(4)?;
         (of == kind).then_some((header[0], attributes))
     })
 }
 
-fn attribute(body: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn attribute(body: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(body).find(|(k, _)| *k == kind).map(|(_, value)| value)
 }
 

@@ -3,6 +3,7 @@
 
 mod abi;
 mod compare;
+mod compat;
 mod decode;
 mod encode;
 mod expression;
@@ -21,7 +22,7 @@ use compare::compare;
 use encode::Transaction;
 use kernel::Picture;
 use nix::errno::Errno;
-use redirect::desired::Desired;
+use redirect::desired::{Desired, RuleSet};
 use redirect::nft::{Ruleset, lower};
 
 /// Somebody else changes rules of the namespace at the same time; after this many
@@ -67,7 +68,7 @@ impl Backend for Nftables {
         // Routing first: an address without rules does nothing, and where it fails
         // the rules are as they were.
         let routed = routing::ensure(&want.routing)?;
-        let applied = apply_rules(&lower(want), || also.map(lower))?;
+        let applied = apply_rules(want.set, &lower(want), || also.map(lower))?;
         if applied == Applied::Replaced
             && let Err(errors) = routing::remove(&routing::stale(&want.routing))
             && let Some(error) = errors.into_iter().next()
@@ -82,11 +83,15 @@ impl Backend for Nftables {
 
     fn observe(&self, want: &Desired) -> Result<Diff, BackendError> {
         let mut diff = compare(&lower(want), &Picture::take()?);
+        if want.set == RuleSet::Ambient {
+            let left = compat::find(&mut Socket::open(Protocol::Netfilter)?)?;
+            diff.unexpected.extend(left.iter().map(ToString::to_string));
+        }
         diff.missing.extend(routing::missing(&want.routing)?);
         Ok(diff)
     }
 
-    fn remove(&self) -> Result<(), Vec<BackendError>> {
+    fn remove_rules(&self) -> Result<(), Vec<BackendError>> {
         let mut errors = Vec::new();
         let tables = Socket::open(Protocol::Netfilter)
             .and_then(|mut socket| kernel::our_tables(&mut socket));
@@ -102,14 +107,52 @@ impl Backend for Nftables {
             }
             Err(error) => errors.push(error.into()),
         }
-        if let Err(more) = routing::remove(&routing::everything()) {
-            errors.extend(more);
-        }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 }
 
+/// True when the calling thread's namespace has tables of our names; false also
+/// where the kernel has no nf_tables.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn in_use() -> Result<bool, BackendError> {
+    let mut socket = Socket::open(Protocol::Netfilter)?;
+    match kernel::our_tables(&mut socket) {
+        Ok(tables) => Ok(!tables.is_empty()),
+        // Nobody answers for that part of netfilter.
+        Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes what iptables-nft wrote for ztunnel, or left of it, without iptables:
+/// chains named `ISTIO_...` and the jumps to them. True when there was something.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses; nothing was removed then.
+pub fn remove_compat() -> Result<bool, BackendError> {
+    let nothing = Ruleset::default();
+    for _ in 0..ROUNDS {
+        let mut socket = Socket::open(Protocol::Netfilter)?;
+        let generation = kernel::generation(&mut socket)?;
+        let found = compat::find(&mut socket)?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let transaction = Transaction::new(generation, &[], &found, &nothing)?;
+        match commit(socket, transaction)? {
+            Ok(()) => return Ok(true),
+            Err((errno, _)) if was_overtaken(errno) => (),
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+    let object = "remove chains ISTIO_*".to_owned();
+    Err(NetlinkError::Interrupted { object, tries: ROUNDS }.into())
+}
+
 fn apply_rules(
+    set: RuleSet,
     want: &Ruleset,
     also: impl Fn() -> Option<Ruleset>,
 ) -> Result<Applied, BackendError> {
@@ -122,19 +165,24 @@ fn apply_rules(
         let generation = kernel::generation(&mut socket)?;
         let present: Vec<String> =
             kernel::our_tables(&mut socket)?.into_iter().map(|(name, _)| name).collect();
-        if !present.is_empty() {
+        let compat = match set {
+            RuleSet::Ambient => compat::find(&mut socket)?,
+            RuleSet::Sidecar => Vec::new(),
+        };
+        let bare = present.is_empty() && compat.is_empty();
+        if !present.is_empty() && compat.is_empty() {
             let picture = Picture::take()?;
             let holds = |rules: &Ruleset| compare(rules, &picture).is_empty();
             if holds(want) || also().as_ref().is_some_and(holds) {
                 return Ok(Applied::Unchanged);
             }
         }
-        let transaction = Transaction::new(generation, &present, want)?;
+        let transaction = Transaction::new(generation, &present, &compat, want)?;
         if transaction.batch.is_empty() {
             return Ok(Applied::Unchanged);
         }
         match commit(socket, transaction)? {
-            Ok(()) if present.is_empty() => return Ok(Applied::Created),
+            Ok(()) if bare => return Ok(Applied::Created),
             Ok(()) => return Ok(Applied::Replaced),
             Err((errno, _)) if was_overtaken(errno) && rounds < ROUNDS => (),
             Err((_, error)) => return Err(error.into()),
@@ -168,7 +216,7 @@ fn was_overtaken(errno: Errno) -> bool {
 fn delete_table(name: String) -> Result<(), BackendError> {
     let tables = [name];
     let nothing = Ruleset::default();
-    let transaction = Transaction::new(ANY_GENERATION, &tables, &nothing)?;
+    let transaction = Transaction::new(ANY_GENERATION, &tables, &[], &nothing)?;
     match commit(Socket::open(Protocol::Netfilter)?, transaction)? {
         // Gone is what was wanted.
         Ok(()) | Err((Errno::ENOENT, _)) => Ok(()),

@@ -381,7 +381,7 @@ fn a_backend_is_tried_in_a_scratch_namespace() {
         ) -> Result<crate::backend::Diff, crate::backend::BackendError> {
             Ok(crate::backend::Diff::default())
         }
-        fn remove(&self) -> Result<(), Vec<crate::backend::BackendError>> {
+        fn remove_rules(&self) -> Result<(), Vec<crate::backend::BackendError>> {
             Ok(())
         }
     }

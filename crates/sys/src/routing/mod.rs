@@ -6,6 +6,7 @@
 //! programming run of a TPROXY pod fails on what is there already.
 
 mod address;
+mod family;
 mod loopback;
 mod policy;
 
@@ -13,6 +14,7 @@ mod policy;
 mod tests;
 
 pub use address::{Address, addresses, interface_addresses, interface_names, route_exists};
+pub use family::ipv6;
 pub use loopback::bring_loopback_up;
 
 use crate::backend::BackendError;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::netns::{Netns, within};
 use crate::process::Command;
+use redirect::ambient::Ipv6;
 use std::path::Path;
 
 fn fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
@@ -133,6 +134,30 @@ fn ipv6_that_is_off_is_said() {
         v4.loopback.clear();
         v4.marks.retain(|mark| mark.family == Family::V4);
         ensure(&v4).unwrap();
+    });
+}
+
+#[test]
+fn ipv6_is_asked_of_the_namespace() {
+    let switch = |which: &str, off: bool| {
+        let path = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
+        std::fs::write(path, if off { "1" } else { "0" }).unwrap();
+    };
+    fresh(|| {
+        assert_eq!(ipv6().unwrap(), Ipv6::Present);
+        switch("default", true);
+        assert_eq!(ipv6().unwrap(), Ipv6::Absent, "what the first interface would have");
+        switch("default", false);
+        ip_tool("link add eth0 type veth peer name eth1");
+        switch("lo", true);
+        assert_eq!(ipv6().unwrap(), Ipv6::NoLoopback);
+        switch("eth0", true);
+        assert_eq!(ipv6().unwrap(), Ipv6::NoLoopback, "eth1 has it");
+        switch("all", true);
+        assert_eq!(ipv6().unwrap(), Ipv6::Absent);
+        switch("eth1", false);
+        switch("lo", false);
+        assert_eq!(ipv6().unwrap(), Ipv6::Present, "one is enough");
     });
 }
 

@@ -13,13 +13,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A name below the roots of all hierarchies, removed with this value.
 #[derive(Debug)]
-pub(super) struct Parent {
+pub struct Parent {
     name: String,
 }
 
 impl Parent {
     /// A new name. Removes what killed runs left.
-    pub(super) fn create() -> Self {
+    #[must_use]
+    pub fn create() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         if next == 0 {
@@ -29,7 +30,8 @@ impl Parent {
     }
 
     /// As CRI wants it.
-    pub(super) fn path(&self) -> String {
+    #[must_use]
+    pub fn path(&self) -> String {
         format!("/{}", self.name)
     }
 }

@@ -20,6 +20,16 @@ pub fn build(dir: &Path, busybox: &Path) -> Result<PathBuf> {
     }
     std::fs::copy(busybox, root.join("bin/busybox"))
         .with_context(|| format!("copy {}", busybox.display()))?;
+    let config = json!({"Env": ["PATH=/bin"], "Entrypoint": ["/bin/busybox", "sleep", "1000000"]});
+    pack(dir, NAME, &config)
+}
+
+/// The image of the files in `root` of a directory, with this configuration.
+///
+/// # Errors
+/// When a file cannot be written or `tar` fails.
+pub fn pack(dir: &Path, name: &str, config: &Value) -> Result<PathBuf> {
+    let root = dir.join("root");
     let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs)?;
@@ -32,10 +42,7 @@ pub fn build(dir: &Path, busybox: &Path) -> Result<PathBuf> {
         &json!({
             "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             "os": "linux",
-            "config": {
-                "Env": ["PATH=/bin"],
-                "Entrypoint": ["/bin/busybox", "sleep", "1000000"],
-            },
+            "config": config,
             "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
         }),
     )?;
@@ -51,8 +58,8 @@ pub fn build(dir: &Path, busybox: &Path) -> Result<PathBuf> {
     let mut descriptor = manifest.descriptor("application/vnd.oci.image.manifest.v1+json");
     // The first is what containerd calls it, the second what podman does.
     descriptor["annotations"] = json!({
-        "io.containerd.image.name": NAME,
-        "org.opencontainers.image.ref.name": NAME,
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name,
     });
     let index = json!({"schemaVersion": 2, "manifests": [descriptor]});
     std::fs::write(layout.join("index.json"), index.to_string())?;

@@ -11,7 +11,7 @@
 //! gRPC is h2 with prost's derive, without a code generator: a client of 100 lines
 //! and five crates, where tonic wants protoc and Python's grpcio a second language.
 
-mod cgroup;
+pub mod cgroup;
 pub mod cri;
 pub mod grpc;
 pub mod image;
@@ -36,6 +36,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use sys::netns::Netns;
 
+/// containerd's configuration, with `@SOCKET@` and `@IMAGE@` of the sandboxes to fill in.
+pub const CONFIG: &str = include_str!("config.toml");
 /// How long containerd may take until it answers.
 const START: Duration = Duration::from_secs(20);
 /// How long all of it may take to end.
@@ -119,8 +121,7 @@ impl Containerd {
             symlink(own_dir()?.join(plugin), bin.join(plugin))?;
         }
         let socket = dir.join("containerd.sock");
-        let config = include_str!("config.toml");
-        let config = config.replace("@SOCKET@", &socket.display().to_string());
+        let config = CONFIG.replace("@SOCKET@", &socket.display().to_string());
         std::fs::write(dir.join("config.toml"), config.replace("@IMAGE@", image::NAME))?;
         std::fs::create_dir_all(dir.join("net.d"))?;
         plugin.map(|plugin| install(plugin, &bin)).transpose()?;

@@ -1,5 +1,6 @@
 //! Against the real kernel, each in a namespace of its own that nothing keeps.
 
+mod convert;
 mod drift;
 mod golden;
 

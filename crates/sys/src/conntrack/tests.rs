@@ -1,0 +1,235 @@
+//! Against the real kernel: rules change while sockets go on sending.
+
+use super::*;
+use crate::backend::Backend;
+use crate::netns::{Netns, within};
+use crate::nftables::Nftables;
+use crate::process::Command;
+use crate::routing;
+use redirect::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
+use redirect::compile::{ambient, ambient_leaving};
+use redirect::desired::Form;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+fn plan() -> AmbientPlan {
+    AmbientPlan {
+        ipv6: Ipv6::Present,
+        inbound: true,
+        dns: true,
+        virtual_interfaces: Vec::new(),
+        probe_v4: PROBE_V4,
+        probe_v6: PROBE_V6,
+        probe_ports: ProbePorts::Any,
+    }
+}
+
+fn ip_tool(lines: &str) {
+    for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        Command::new("/usr/sbin/ip").args(line.split(' ')).run().unwrap();
+    }
+}
+
+fn nft(script: &str) {
+    Command::new("/usr/sbin/nft").args(["-f", "-"]).stdin(script.as_bytes()).run().unwrap();
+}
+
+/// A pod with a neighbour that has 192.0.2.1 and 2001:db8::1, both known to this
+/// thread only.
+fn pair() -> (Netns, Netns) {
+    let (pod, world) = (Netns::create().unwrap(), Netns::create().unwrap());
+    within(&pod, || {
+        let peer = format!("/proc/{}/fd/{}", std::process::id(), world.as_fd().as_raw_fd());
+        ip_tool("link set lo up");
+        ip_tool(&format!("link add eth0 type veth peer name w0 netns {peer}"));
+        ip_tool(
+            "link set eth0 up
+             addr add 192.0.2.2/24 dev eth0
+             addr add 2001:db8::2/64 dev eth0 nodad",
+        );
+    })
+    .unwrap();
+    within(&world, || {
+        ip_tool(
+            "link set lo up
+             link set w0 up
+             addr add 192.0.2.1/24 dev w0
+             addr add 2001:db8::1/64 dev w0 nodad",
+        );
+    })
+    .unwrap();
+    (pod, world)
+}
+
+/// Who answers the query of a socket: its first byte.
+fn ask(socket: &UdpSocket) -> Option<u8> {
+    let mut answer = [0; 16];
+    for _ in 0..20 {
+        socket.send(b"?").ok()?;
+        if let Ok(1..) = socket.recv(&mut answer) {
+            return Some(answer[0]);
+        }
+    }
+    None
+}
+
+/// Answers every datagram with one byte until it hears `.`.
+fn serve(at: SocketAddr, answer: u8) -> std::thread::JoinHandle<()> {
+    let socket = UdpSocket::bind(at).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 16];
+        while let Ok((len, from)) = socket.recv_from(&mut bytes) {
+            if bytes[..len] == *b"." {
+                break;
+            }
+            let _ = socket.send_to(&[answer], from);
+        }
+    })
+}
+
+fn stop(at: SocketAddr) {
+    let any: SocketAddr = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+    UdpSocket::bind(any).unwrap().send_to(b".", at).unwrap();
+}
+
+#[test]
+fn a_socket_that_goes_on_asking_meets_the_rules_that_hold_now() {
+    for (server, resolver) in
+        [("192.0.2.1:53", "127.0.0.1:15053"), ("[2001:db8::1]:53", "[::1]:15053")]
+    {
+        let (server, resolver): (SocketAddr, SocketAddr) =
+            (server.parse().unwrap(), resolver.parse().unwrap());
+        let (pod, world) = pair();
+        let thread = within(&world, || serve(server, b'w')).unwrap();
+        within(&pod, || {
+            // Somebody tracks connections before we come, as a CNI's own rules do.
+            nft("add table inet other\nadd chain inet other c { type filter hook output \
+                 priority 0 ; }\nadd rule inet other c ct state new counter");
+            let local = serve(resolver, b'z');
+            let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let app = UdpSocket::bind(any).unwrap();
+            app.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            app.connect(server).unwrap();
+            assert_eq!(ask(&app), Some(b'w'));
+            assert!(entries().unwrap().iter().any(|e| e.destination == server));
+
+            Nftables::new().apply(&ambient(&plan(), Form::Sluice), None).unwrap();
+            assert_eq!(ask(&app), Some(b'w'), "by its entry of before: this test can fail");
+            assert_eq!(flush_dns(Queries::Captured).unwrap(), 0);
+            assert_eq!(flush_dns(Queries::Direct).unwrap(), 1);
+            assert_eq!(ask(&app), Some(b'z'));
+            assert_eq!(flush_dns(Queries::Direct).unwrap(), 0, "goes the right way already");
+
+            Nftables::new().apply(&ambient_leaving(&plan()), None).unwrap();
+            assert_eq!(ask(&app), Some(b'z'));
+            assert_eq!(flush_dns(Queries::Captured).unwrap(), 1);
+            assert_eq!(ask(&app), Some(b'w'));
+            Nftables::new().remove().unwrap();
+            stop(resolver);
+            local.join().unwrap();
+        })
+        .unwrap();
+        within(&world, || stop(server)).unwrap();
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn nothing_tracked_is_nothing_asked() {
+    within(&Netns::create().unwrap(), || {
+        assert_eq!(flush_dns(Queries::Direct).unwrap(), 0);
+        assert_eq!(captured().unwrap(), Captured::default());
+        assert_eq!(entries().unwrap(), []);
+    })
+    .unwrap();
+}
+
+/// Sends and receives once; an error when the connection is broken.
+fn exchange(a: &TcpStream, b: &TcpStream) -> std::io::Result<()> {
+    use std::io::{Read, Write};
+    for (mut from, mut to) in [(a, b), (b, a)] {
+        from.write_all(b"x")?;
+        to.read_exact(&mut [0])?;
+    }
+    Ok(())
+}
+
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// What `remove` does at once to a connection that ztunnel holds, and what going
+/// through [`ambient_leaving`] does.
+#[test]
+fn who_leaves_gently_breaks_no_connection_that_ztunnel_holds() {
+    for gently in [true, false] {
+        let (pod, world) = pair();
+        let server = within(&world, || TcpListener::bind("192.0.2.1:80").unwrap()).unwrap();
+        within(&pod, || {
+            Nftables::new().apply(&ambient(&plan(), Form::Sluice), None).unwrap();
+            let ztunnel = TcpListener::bind("127.0.0.1:15001").unwrap();
+            let app = patient(TcpStream::connect("192.0.2.1:80").unwrap());
+            let held = patient(ztunnel.accept().unwrap().0);
+            exchange(&app, &held).unwrap();
+            let one = Captured { outbound: 1, ..Captured::default() };
+            assert_eq!(captured().unwrap(), one);
+
+            if gently {
+                Nftables::new().apply(&ambient_leaving(&plan()), None).unwrap();
+                exchange(&app, &held).unwrap();
+                assert_eq!(captured().unwrap(), one);
+                let new = TcpStream::connect("192.0.2.1:80").unwrap();
+                let (_, from) = server.accept().unwrap();
+                assert_eq!(from, new.local_addr().unwrap(), "nothing new is captured");
+                drop((app, held));
+                let end = Instant::now() + Duration::from_secs(20);
+                while !captured().unwrap().is_empty() {
+                    assert!(Instant::now() < end, "{:?}", entries().unwrap());
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Nftables::new().remove().unwrap();
+            } else {
+                Nftables::new().remove().unwrap();
+                let broken = exchange(&app, &held);
+                assert!(broken.is_err(), "the kernel translates without a nat chain now");
+            }
+            assert!(!crate::nftables::in_use().unwrap());
+            assert_eq!(routing::missing(&routing::everything()).unwrap().len(), 9);
+        })
+        .unwrap();
+    }
+}
+
+/// Prints what a flush costs; the bound is only to notice a walk per entry.
+#[test]
+fn a_flush_is_cheap() {
+    let (pod, _world) = pair();
+    within(&pod, || {
+        let bare = Instant::now();
+        assert_eq!(flush_dns(Queries::Direct).unwrap(), 0);
+        let bare = bare.elapsed();
+        nft("add table inet other\nadd chain inet other c { type filter hook output \
+             priority 0 ; }\nadd rule inet other c ct state new counter");
+        for n in 0..2000u32 {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let port = if n % 2 == 0 { 53 } else { 5353 };
+            let _ = socket
+                .send_to(b"?", (std::net::Ipv4Addr::from_bits(0xc000_0200 + n % 200 + 3), port));
+        }
+        let start = Instant::now();
+        let all = entries().unwrap().len();
+        let listed = start.elapsed();
+        let start = Instant::now();
+        let removed = flush_dns(Queries::Direct).unwrap();
+        let took = start.elapsed();
+        println!("flush: {bare:?} with none, {listed:?} to list {all} entries, {took:?} to forget {removed}");
+        assert!(removed > 100 && removed < all, "{removed} of {all}");
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert_eq!(flush_dns(Queries::Direct).unwrap(), 0);
+    })
+    .unwrap();
+}
