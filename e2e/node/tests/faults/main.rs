@@ -6,14 +6,16 @@
 //! The agent is the real one as `install-cni`, its pods come from the API's stand-in,
 //! and the lab's runtime runs what the installer wrote and copied.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with figures")]
 
 mod check;
 mod clock;
 mod fault;
+mod figure;
 mod moment;
 mod pod;
 mod stage;
+mod token;
 
 use fault::Fault;
 use moment::Moment;

@@ -1,5 +1,7 @@
 //! Which API server, as whom, for which node.
 
+use super::client::Api;
+use super::token::Token;
 use clap::Args;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -62,6 +64,14 @@ pub(crate) enum KubernetesError {
         /// What is wrong with it.
         source: http::uri::InvalidUri,
     },
+    /// The token cannot be read.
+    #[error("read the token {}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// TLS or credentials cannot be set up.
     #[error("set up the connection to the API server")]
     Client(#[source] Box<kube::Error>),
@@ -81,16 +91,26 @@ impl KubernetesArgs {
         Ok(name)
     }
 
-    /// A client. Makes no connection yet: an API server that is down is no reason not
+    /// The server. Makes no connection yet: an API server that is down is no reason not
     /// to start.
-    pub(super) async fn client(&self) -> Result<kube::Client, KubernetesError> {
+    pub(super) async fn api(&self) -> Result<Api, KubernetesError> {
         let mut config = self.config().await?;
+        let file = match &config.auth_info.token {
+            // It comes first in kube too.
+            Some(_) => None,
+            None => config.auth_info.token_file.take().map(PathBuf::from),
+        };
+        let token = file.map(|path| {
+            Token::open(&path).map_err(|source| KubernetesError::Token { path, source })
+        });
         config.connect_timeout = Some(CONNECT);
         // Limits are set by request: a watch is silent for minutes.
         config.read_timeout = None;
         // Retried by those who know how long they have.
         config.default_retry = false;
-        kube::Client::try_from(config).map_err(|error| KubernetesError::Client(Box::new(error)))
+        let client = kube::Client::try_from(config)
+            .map_err(|error| KubernetesError::Client(Box::new(error)))?;
+        Ok(Api::new(client, token.transpose()?))
     }
 
     async fn config(&self) -> Result<Config, KubernetesError> {

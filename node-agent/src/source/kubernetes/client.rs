@@ -1,11 +1,12 @@
 //! Requests to the API server: every one of the agent's goes through [`Api`], which
 //! counts it and turns whatever goes wrong into an [`ApiError`].
 //!
-//! kube's client does connections, TLS, and credentials with their rotation. Bodies
-//! are read here, with limits: kube's own methods log an answer that they cannot
+//! kube's client does connections and TLS, and credentials but for tokens in files
+//! ([`Token`]). Bodies are read here, with limits: kube's own methods log an answer that they cannot
 //! parse in full, and a pod's manifest holds secrets.
 
 use super::error::{ApiError, quote};
+use super::token::Token;
 use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
@@ -75,6 +76,7 @@ pub(crate) struct Asked {
 /// The API server.
 pub(crate) struct Api {
     client: kube::Client,
+    token: Option<Token>,
     requests: Mutex<BTreeMap<Asked, u64>>,
 }
 
@@ -85,9 +87,9 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Through a client.
-    pub(super) fn new(client: kube::Client) -> Self {
-        Self { client, requests: Mutex::default() }
+    /// Through a client, with a token that it does not know of.
+    pub(super) fn new(client: kube::Client, token: Option<Token>) -> Self {
+        Self { client, token, requests: Mutex::default() }
     }
 
     /// Requests made so far.
@@ -134,8 +136,11 @@ impl Api {
         &self,
         verb: Verb,
         resource: &'static str,
-        request: Request<Vec<u8>>,
+        mut request: Request<Vec<u8>>,
     ) -> Result<Stream, ApiError> {
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(header::AUTHORIZATION, token.header());
+        }
         let what = format!("{} {}", verb.as_str(), path(&request));
         // Counted when it is given up too.
         let mut counted = Counted { api: self, verb, resource, status: 0 };
@@ -150,6 +155,9 @@ impl Api {
         let status = response.status();
         counted.status = status.as_u16();
         drop(counted);
+        if let Some(token) = self.token.as_ref().filter(|_| status == 401) {
+            token.refused();
+        }
         let header = retry_after(&response);
         let mut stream = Stream { what, body: response.into_body(), buffer: Vec::new() };
         if status.is_success() {

@@ -22,6 +22,7 @@ mod raw;
 mod reflector;
 mod sink;
 mod store;
+mod token;
 
 pub(crate) use args::KubernetesArgs;
 use args::KubernetesError;
@@ -87,7 +88,7 @@ pub(crate) struct Kubernetes {
 /// # Errors
 /// When it is not known whom to ask.
 pub(crate) async fn connect(args: &KubernetesArgs) -> Result<Api, KubernetesError> {
-    Ok(Api::new(args.client().await?))
+    args.api().await
 }
 
 impl Kubernetes {
@@ -103,7 +104,7 @@ impl Kubernetes {
     ) -> Result<Arc<Self>, KubernetesError> {
         let scope =
             Scope { node: args.node()?.to_owned(), annotations: interest.annotations.clone() };
-        let api = Arc::new(Api::new(args.client().await?));
+        let api = Arc::new(args.api().await?);
         let (store, shared) = (Arc::new(Store::default()), Arc::new(Shared::default()));
         let (sender, synced) = watch::channel(Synced::default());
         let progress = sink::Progress { since: Instant::now(), synced: Arc::new(sender) };
