@@ -5,9 +5,11 @@ use crate::failure::causes;
 use redirect::ambient::AmbientPlan;
 use redirect::compile::{ambient, compile};
 use redirect::desired::{Desired, Dialect, Form};
+use redirect::net::Family;
 use redirect::plan::Plan;
 use std::sync::OnceLock;
-use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff};
+use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff, clear, convert};
+use sys::conntrack::{Queries, flush_dns};
 use sys::iptables::{DetectError, Iptables, Search};
 use sys::nftables::{Nftables, iptables_residue};
 use sys::probe::{ScratchError, scratch};
@@ -181,13 +183,8 @@ impl NodeBackend {
             let note = Some("rules of the same plan were there already and are left as they are");
             return Ok(Programmed { kind: other.kind(), applied: Applied::Unchanged, note });
         }
-        apply()?;
-        other.remove().map_err(|errors| {
-            let errors: Vec<String> = errors.iter().map(|error| causes(error)).collect();
-            format!("remove what {} left: {}", other.kind(), errors.join("; "))
-        })?;
-        // Removal takes the routing of both.
-        apply()?;
+        convert(own, Some(other), &want)
+            .map_err(|errors| format!("remove what {} left: {}", other.kind(), all(&errors)))?;
         let note = Some("rules that the other backend left were replaced");
         Ok(Programmed { kind: own.kind(), applied: Applied::Replaced, note })
     }
@@ -217,6 +214,27 @@ impl NodeBackend {
             return Ok(Diff::default());
         }
         own.observe(&plan.rules(Form::Sluice)).map_err(one_line)
+    }
+
+    /// Takes all rules of ours and of Istio's out of the calling thread's namespace,
+    /// their routes, and what the kernel remembers of captured queries.
+    ///
+    /// # Errors
+    ///
+    /// When something is left; the text is one line.
+    pub(crate) fn clear(&self) -> Result<(), String> {
+        let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
+            BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
+            BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
+        };
+        let backends: Vec<&dyn Backend> = std::iter::once(own).chain(other).collect();
+        clear(&backends).map_err(|errors| all(&errors))?;
+        flush_dns(Queries::Captured).map_err(|error| causes(&error))?;
+        if self.is_bare()? {
+            Ok(())
+        } else {
+            Err("rules are still in the namespace after they were removed".to_owned())
+        }
     }
 
     /// True when the calling thread's namespace has no rules of ours or Istio's.
@@ -256,6 +274,28 @@ impl NodeBackend {
         let diff = self.nftables.observe(&Desired::default()).ok()?;
         (!diff.is_empty()).then_some(&self.nftables as &dyn Backend)
     }
+}
+
+/// All errors on one line.
+fn all(errors: &[BackendError]) -> String {
+    errors.iter().map(|error| causes(error)).collect::<Vec<_>>().join("; ")
+}
+
+/// FNV-1a of the rules as text: tells one set of rules from another in a record,
+/// the same in every build.
+pub(crate) fn rules_hash(plan: &dyn Rules) -> String {
+    let desired = plan.rules(Form::Sluice);
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut add = |text: &str| {
+        for byte in text.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for family in [Family::V4, Family::V6] {
+        add(&redirect::iptables::render(&desired, family));
+    }
+    add(&format!("{:?}", desired.routing));
+    format!("{hash:016x}")
 }
 
 /// True when a form of the plan holds in the backend's own dialect.

@@ -15,7 +15,7 @@ use crate::health::Beat;
 use crate::source::Pods;
 use crate::source::follow::{Change, Told};
 use crate::source::kubernetes::object::PodName;
-use ambient::action::{Action, Message, Refusal, Stage, Standing};
+use ambient::action::{Action, Message, Refusal, Stage};
 use ambient::event::{Annotation, Event, Failure, Wanted};
 use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, SessionId, StepId, TimerId};
 use ambient::machine::Machine;
@@ -170,9 +170,15 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Change(Change::Pod(told)) => self.pod(told),
+            Input::Change(Change::Pod(told)) => {
+                self.pod(told);
+            }
             Input::Change(Change::Gone(name)) => self.gone(&name),
             Input::Change(Change::Complete) => {
+                // Told of by a request, and deleted since.
+                let gone = |name: &&PodName| !self.node.source.has(name);
+                let gone: Vec<PodName> = self.names.keys().filter(gone).cloned().collect();
+                gone.iter().for_each(|name| self.gone(name));
                 self.forget_unknown();
                 self.feed(Event::Listed);
             }
@@ -369,11 +375,12 @@ impl Driver {
                 }
             }
             Action::Timer { timer, delay, jitter } => {
-                let more = if jitter { delay.mul_f64(fastrand::f64() / 5.0) } else { Duration::ZERO };
+                let more =
+                    if jitter { delay.mul_f64(fastrand::f64() / 5.0) } else { Duration::ZERO };
                 self.timers.set(Due::Machine(timer), Instant::now() + delay + more);
             }
             Action::Cancel(timer) => self.timers.cancel(&Due::Machine(timer)),
-            Action::Standing { uid, standing } => self.stands(&uid, standing),
+            Action::Standing { uid, standing } => self.figures.stands(&uid, standing),
             Action::Report { uid, report } => {
                 let who = uid.as_ref().map(|uid| (uid, self.pods.get(uid).map(|k| &k.told)));
                 report::tell(who, &report);
@@ -383,12 +390,6 @@ impl Driver {
             }
             Action::Drained => tracing::info!("every ambient pod is un-enrolled"),
         }
-    }
-
-    fn stands(&self, uid: &PodUid, standing: Standing) {
-        let identity = self.pods.get(uid).map(|known| subject::identity(&known.told));
-        let netns = self.machine.pod(uid).and_then(|view| view.netns);
-        self.figures.stands(uid, identity, netns, standing);
     }
 
     fn find(&mut self, step: StepId, uid: PodUid) {

@@ -1,8 +1,7 @@
 //! What ambient mode counts: Istio's two figures (reference 1.7) and ours.
 
 use ambient::action::{Cause, Stage, Standing};
-use ambient::event::Identity;
-use ambient::id::{NetnsId, PodUid};
+use ambient::id::PodUid;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -52,17 +51,11 @@ impl Told {
     }
 }
 
-/// A pod that is, or is to be, captured, for people.
-#[derive(Debug, Clone)]
-pub(crate) struct Row {
-    /// Who it is.
-    pub(crate) identity: Option<Identity>,
-    /// Where.
-    pub(crate) netns: Option<NetnsId>,
-    /// How it stands.
-    pub(crate) standing: Standing,
-    /// Since when.
-    pub(crate) since: Instant,
+/// A pod that is, or is to be, captured.
+#[derive(Debug)]
+struct Row {
+    standing: Standing,
+    since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -117,13 +110,7 @@ impl Figures {
     }
 
     /// A pod stands so from now on.
-    pub(super) fn stands(
-        &self,
-        uid: &PodUid,
-        identity: Option<Identity>,
-        netns: Option<NetnsId>,
-        standing: Standing,
-    ) {
+    pub(super) fn stands(&self, uid: &PodUid, standing: Standing) {
         let now = Instant::now();
         let mut inner = self.lock();
         if let Some(before) = inner.pods.remove(uid)
@@ -132,14 +119,14 @@ impl Figures {
             *inner.exposed.entry(cause).or_default() += now.duration_since(before.since);
         }
         if standing != Standing::Outside {
-            inner.pods.insert(uid.clone(), Row { identity, netns, standing, since: now });
+            inner.pods.insert(uid.clone(), Row { standing, since: now });
         }
     }
 
-    /// Pods that are, or are to be, captured.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the operator's commands"))]
-    pub(crate) fn rows(&self) -> Vec<(PodUid, Row)> {
-        self.lock().pods.iter().map(|(uid, row)| (uid.clone(), row.clone())).collect()
+    /// The pod of this uid is captured, as far as is known.
+    pub(crate) fn is_verified(&self, uid: &str) -> bool {
+        let inner = self.lock();
+        inner.pods.get(&PodUid::new(uid)).is_some_and(|row| row.standing == Standing::Verified)
     }
 
     /// Number of ztunnels.
@@ -249,7 +236,7 @@ mod tests {
     fn pods_and_times_are_counted_by_cause() {
         let figures = Arc::new(Figures::default());
         let (a, b) = (PodUid::new("a"), PodUid::new("b"));
-        let stand = |uid: &PodUid, standing| figures.stands(uid, None, None, standing);
+        let stand = |uid: &PodUid, standing| figures.stands(uid, standing);
         stand(&a, Standing::Exposed(Cause::Drifted));
         stand(&b, Standing::Unverified(Cause::NotAccepted));
         std::thread::sleep(Duration::from_millis(20));
@@ -278,6 +265,6 @@ mod tests {
             assert!(page.lines().any(|l| l == line), "{line}\n{page}");
         }
         stand(&b, Standing::Outside);
-        assert_eq!(figures.rows().len(), 1);
+        assert!(figures.is_verified("a") && !figures.is_verified("b"));
     }
 }

@@ -50,12 +50,11 @@ pub(super) fn find(node: &Node, searches: Vec<Search>) -> Outcomes {
     let mut survey: Option<Result<Survey, String>> = None;
     let mut outcomes = Vec::new();
     for search in searches {
-        let own: Vec<&(SandboxId, Record)> = records
-            .iter()
-            .filter(|(_, record)| uid_of(record) == search.uid.as_str())
-            .collect();
+        let own: Vec<&(SandboxId, Record)> =
+            records.iter().filter(|(_, record)| uid_of(record) == search.uid.as_str()).collect();
         let at_path = own.iter().find_map(|(name, record)| {
-            let addresses = if search.addresses.is_empty() { &record.addresses } else { &search.addresses };
+            let addresses =
+                if search.addresses.is_empty() { &record.addresses } else { &search.addresses };
             open(node, record, addresses).map(|netns| held(netns, name, record))
         });
         let result = match at_path {

@@ -23,7 +23,9 @@ pub(crate) use node::Node;
 pub(crate) use options::Options;
 pub(crate) use ztunnel::ServeError;
 
+use crate::failure::causes;
 use crate::health::Beat;
+use crate::record::Record;
 use crate::source::kubernetes::object::PodName;
 use ::ambient::action::Refusal;
 use ::ambient::config::Config;
@@ -36,6 +38,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::time::{Duration, Instant};
+use sys::backend::Diff;
 use sys::netns::Netns;
 use ztunnel::Ztunnels;
 
@@ -133,15 +136,25 @@ impl Ambient {
         plan(told.facts(), &self.node.options.capture, Ipv6::Present)?;
         let (reply, answer) = sync_channel(1);
         let Sandbox { id, interface, path, netns, addresses } = sandbox;
-        let held =
-            Held { netns: Arc::new(netns), path, interface, sandbox: Some(id.clone()) };
+        let held = Held { netns: Arc::new(netns), path, interface, sandbox: Some(id.clone()) };
         let expiry = deadline.checked_sub(MARGIN).unwrap_or(deadline);
-        let call =
-            Call { told, sandbox: id, held, ips: addresses, deadline: expiry, reply };
+        let call = Call { told, sandbox: id, held, ips: addresses, deadline: expiry, reply };
         self.inputs.send(Input::Add(Box::new(call))).map_err(|_| AddError::Silent)?;
         let left = deadline.saturating_duration_since(Instant::now());
         answer.recv_timeout(left).map_err(|_| AddError::Silent)??;
         Ok(())
+    }
+
+    /// How the calling thread's namespace differs from what a record says of it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked; the text is one line.
+    pub(crate) fn observe(&self, record: &Record) -> Result<Diff, String> {
+        let ipv6 = sys::routing::ipv6().map_err(|error| causes(&error))?;
+        let facts = record.ambient.as_ref();
+        let ports = facts.map(|facts| facts.probe_ports.clone()).unwrap_or_default();
+        let plan = subject::plan_of(&record.pod(), ports, &self.node.options, ipv6);
+        self.node.backend.observe(&plan)
     }
 
     /// The runtime took a sandbox down.

@@ -2,10 +2,10 @@
 
 use super::jobs::Held;
 use super::options::Options;
+use crate::agent::Hosts;
 use crate::backend::NodeBackend;
 use crate::record::{Record, Records, SandboxId};
 use crate::source::Pods;
-use crate::agent::Hosts;
 use ambient::id::NetnsId;
 use redirect::enroll;
 use std::net::IpAddr;
@@ -51,11 +51,6 @@ impl Node {
 /// The machine's name of a namespace.
 pub(super) fn id(netns: sys::netns::NetnsId) -> NetnsId {
     NetnsId { dev: netns.dev, ino: netns.ino }
-}
-
-/// The kernel's.
-pub(super) fn kernel_id(netns: NetnsId) -> sys::netns::NetnsId {
-    sys::netns::NetnsId { dev: netns.dev, ino: netns.ino }
 }
 
 /// Name of the record of a pod in a namespace.

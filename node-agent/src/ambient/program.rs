@@ -50,12 +50,7 @@ pub(super) fn program(
     Ok(options)
 }
 
-fn inside(
-    node: &Node,
-    told: &Told,
-    held: &Held,
-    abandoned: &Abandoned,
-) -> Result<Done, Failure> {
+fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Result<Done, Failure> {
     let failed = |what: String| Failure::Transient(what);
     let addresses = routing::addresses().map_err(|error| failed(causes(&error)))?;
     let ipv6 = routing::ipv6().map_err(|error| failed(causes(&error)))?;

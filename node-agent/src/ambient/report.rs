@@ -27,10 +27,22 @@ pub(super) fn tell(who: Option<(&PodUid, Option<&Told>)>, report: &Report) {
             tracing::info!(ns, pod, uid, stage = stage.code(), "works again: {stage}");
         }
         Report::Repaired { drift } => {
-            tracing::error!(ns, pod, uid, drift = drift.as_str(), "rules had been changed and were put right");
+            tracing::error!(
+                ns,
+                pod,
+                uid,
+                drift = drift.as_str(),
+                "rules had been changed and were put right"
+            );
         }
         Report::Drifted { drift } => {
-            tracing::error!(ns, pod, uid, drift = drift.as_str(), "rules were changed and are programmed again");
+            tracing::error!(
+                ns,
+                pod,
+                uid,
+                drift = drift.as_str(),
+                "rules were changed and are programmed again"
+            );
         }
         Report::Moved { from, to } => {
             let to = to.map(|netns| netns.to_string());

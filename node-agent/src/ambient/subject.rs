@@ -48,6 +48,18 @@ pub(super) fn plan(told: &Told, options: &Options, ipv6: Ipv6) -> (AmbientPlan, 
     (plan, errors)
 }
 
+/// [`plan`] of facts that were written down.
+pub(super) fn plan_of(
+    pod: &Pod,
+    probe_ports: Vec<u16>,
+    options: &Options,
+    ipv6: Ipv6,
+) -> AmbientPlan {
+    let (mut plan, _) = plan_running(pod, &options.capture, ipv6);
+    plan.probe_ports = ProbePorts::Only(probe_ports);
+    plan
+}
+
 /// Equal hashes mean equal rules in the same namespace.
 pub(super) fn hash(told: &Told, options: &Options) -> OptionsHash {
     let (plan, _) = plan(told, options, Ipv6::Present);
@@ -57,9 +69,7 @@ pub(super) fn hash(told: &Told, options: &Options) -> OptionsHash {
 /// FNV-1a, the same in every build.
 fn fnv(bytes: &[u8]) -> u64 {
     let begin: u64 = 0xcbf2_9ce4_8422_2325;
-    bytes.iter().fold(begin, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(begin, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Who it is to ztunnel.

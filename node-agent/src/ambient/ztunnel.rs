@@ -65,10 +65,8 @@ impl Ztunnels {
         inputs: Sender<Input>,
     ) -> Result<Self, ServeError> {
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|source| ServeError::Directory {
-                path: directory.to_owned(),
-                source,
-            })?;
+            std::fs::create_dir_all(directory)
+                .map_err(|source| ServeError::Directory { path: directory.to_owned(), source })?;
         }
         let listener = Listener::bind(path)?;
         let limits = Limits { answer: ANSWER, window: window.max(1), ..Limits::default() };

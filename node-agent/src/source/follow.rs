@@ -1,7 +1,7 @@
 //! Pods as they come, change and go, from either source, for ambient capture.
 
-use super::kubernetes::object::{NodePod, PodName, Seen};
 use super::kubernetes::Kubernetes;
+use super::kubernetes::object::{NodePod, PodName, Seen};
 use super::workload::Workload;
 use super::{Directory, Pods, manifest};
 use redirect::pod::{Namespace, Pod};
@@ -134,6 +134,14 @@ impl Pods {
         match self {
             Self::Kubernetes(kubernetes) => Told::seen(kubernetes.pod(name)?),
             Self::Directory(directory) => directory.told(name),
+        }
+    }
+
+    /// There is a pod of this name, whatever is wrong with it.
+    pub(crate) fn has(&self, name: &PodName) -> bool {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.pod(name).is_some(),
+            Self::Directory(directory) => directory.told(name).is_some(),
         }
     }
 

@@ -225,9 +225,7 @@ impl Directory {
     }
 
     /// Every pod and namespace by name; `None` where it is in doubt what it is now.
-    fn everything(
-        &self,
-    ) -> (HashMap<PodName, Option<Listed>>, HashMap<String, Option<Namespace>>) {
+    fn everything(&self) -> (HashMap<PodName, Option<Listed>>, HashMap<String, Option<Namespace>>) {
         let files = self.lock();
         let (mut pods, mut namespaces) = (HashMap::new(), HashMap::new());
         for (name, file) in files.iter() {
@@ -251,9 +249,8 @@ impl Directory {
             let objects = &file.objects;
             objects.pods.iter().zip(&objects.workloads).rev()
         });
-        let mut named = all.filter(|(pod, _)| {
-            pod.namespace == wanted.namespace && pod.name == wanted.name
-        });
+        let mut named =
+            all.filter(|(pod, _)| pod.namespace == wanted.namespace && pod.name == wanted.name);
         named.next().map(|(pod, workload)| Told::listed(pod.clone(), workload.clone()))
     }
 

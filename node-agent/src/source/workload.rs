@@ -117,9 +117,8 @@ impl Checks {
             return None;
         }
         let ports = self.ports.into_iter();
-        let ports = ports.filter_map(|port| {
-            Some((port.name?, u16::try_from(port.container_port).ok()?))
-        });
+        let ports =
+            ports.filter_map(|port| Some((port.name?, u16::try_from(port.container_port).ok()?)));
         Some(Declared { container: container.to_owned(), ports: ports.collect(), checks })
     }
 }
@@ -137,9 +136,10 @@ mod tests {
         let ports: Vec<RawPort> =
             serde_json::from_str(r#"[{"name":"web","containerPort":8080},{"containerPort":1}]"#)
                 .unwrap();
-        let lifecycle =
-            serde_json::from_str(r#"{"preStop":{"httpGet":{"port":9000,"host":"10.0.0.9"}},"postStart":{"exec":{}}}"#)
-                .unwrap();
+        let lifecycle = serde_json::from_str(
+            r#"{"preStop":{"httpGet":{"port":9000,"host":"10.0.0.9"}},"postStart":{"exec":{}}}"#,
+        )
+        .unwrap();
         let checks = Checks {
             ports,
             probes: [
@@ -154,7 +154,10 @@ mod tests {
         assert_eq!(&*workload.service_account, "default");
         // A hook of another host does not go to the pod.
         assert_eq!(*workload.probe_ports, [81, 5000, 8080]);
-        let none = Checks { probes: [probe(r#"{"exec":{"command":["a"]}}"#), None, None], ..Checks::default() };
+        let none = Checks {
+            probes: [probe(r#"{"exec":{"command":["a"]}}"#), None, None],
+            ..Checks::default()
+        };
         assert!(none.declared("app").is_none());
     }
 }

@@ -20,7 +20,9 @@ fn next(changes: &Receiver<Change>) -> Change {
 fn a_directory_tells_what_changes() {
     let dir = tempfile::tempdir().unwrap();
     let pod = |image: &str| {
-        format!("kind: Pod\nmetadata: {{name: a, namespace: n, uid: u, labels: {{v: '{image}'}}}}\nspec: {{serviceAccountName: s, containers: [{{name: c, livenessProbe: {{tcpSocket: {{port: 80}}}}}}]}}\n")
+        format!(
+            "kind: Pod\nmetadata: {{name: a, namespace: n, uid: u, labels: {{v: '{image}'}}}}\nspec: {{serviceAccountName: s, containers: [{{name: c, livenessProbe: {{tcpSocket: {{port: 80}}}}}}]}}\n"
+        )
     };
     write(dir.path(), "a.yaml", &pod("1"));
     let directory = Directory::open(dir.path()).unwrap();
