@@ -6,7 +6,7 @@
 //! [`stand_in`] and [`packet`] are the two ends of every connection, [`matrix`]
 //! and [`conformance`] what is sent through whose rules, [`rules`] loads them.
 //! [`runtime`] is the container runtime's half of CNI, [`agent`] the one under
-//! test, [`cluster`] all of it at work.
+//! test, [`cluster`] all of it at work, [`ztunnel`] its peer in ambient mode.
 
 pub mod agent;
 pub mod api;
@@ -25,3 +25,4 @@ pub mod rules;
 pub mod runtime;
 pub mod stand_in;
 pub mod validation;
+pub mod ztunnel;

@@ -203,8 +203,8 @@ impl HostRules {
         [output, postrouting].into_iter().filter(|chain| !chain.rules.is_empty()).collect()
     }
 
-    /// The rule of [`CHAIN`] in iptables' words, as `iptables -S` says it back;
-    /// `None` for a family that is left alone.
+    /// The rule of [`CHAIN`] in iptables' words, as `iptables -S` says it back but
+    /// for quotes; `None` for a family that is left alone.
     ///
     /// The cgroup's number stands in a comment: xt_cgroup resolves the path when
     /// the rule is loaded and keeps that cgroup, also when it is gone, and does not
@@ -215,7 +215,7 @@ impl HostRules {
         let set = targets_set(family);
         let who = match &self.caller {
             Caller::Cgroup { path, id, .. } => {
-                format!("-m cgroup --path {path} -m comment --comment cgroup-{id}")
+                format!("-m cgroup --path \"{path}\" -m comment --comment cgroup-{id}")
             }
             Caller::Uid(uid) => format!("-m owner --uid-owner {uid}"),
         };

@@ -282,7 +282,7 @@ fn rules_in_the_words_of_nft() {
 fn rules_in_the_words_of_iptables() {
     let want = "*nat
 :SLUICE_PROBE - [0:0]
--A SLUICE_PROBE -p tcp -m cgroup --path system.slice/kubelet.service -m comment --comment cgroup-77 -m set --match-set sluice-probe-v4 dst,dst -j SNAT --to-source 169.254.7.127
+-A SLUICE_PROBE -p tcp -m cgroup --path \"system.slice/kubelet.service\" -m comment --comment cgroup-77 -m set --match-set sluice-probe-v4 dst,dst -j SNAT --to-source 169.254.7.127
 -D POSTROUTING -p tcp -j SLUICE_PROBE
 -I POSTROUTING 1 -p tcp -j SLUICE_PROBE
 COMMIT

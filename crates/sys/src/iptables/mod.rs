@@ -85,6 +85,15 @@ impl Iptables {
         }
     }
 
+    /// The tool for a family's rules in the calling thread's namespace, and then the
+    /// other ones whose rules may be there.
+    pub(crate) fn host_tools(&self, family: Family) -> Vec<&Tool> {
+        let Some(tools) = self.tools(family) else { return Vec::new() };
+        let chosen = tools.choose();
+        let others = tools.all().filter(|tool| tool.variant != chosen.variant);
+        std::iter::once(chosen).chain(others).collect()
+    }
+
     /// Looks at both families. IPv6 is looked at, and cleaned, when it is not
     /// wanted too: an earlier generation may have wanted it.
     fn look(&self, want: &Desired, also: Option<&Desired>) -> Result<Vec<Look<'_>>, Error> {

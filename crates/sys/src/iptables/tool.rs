@@ -80,7 +80,7 @@ impl fmt::Display for Version {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool {
     /// Path of the program without `-save` and `-restore`.
-    pub(super) base: PathBuf,
+    pub(crate) base: PathBuf,
     /// Family that it writes.
     pub family: Family,
     /// Kernel interface that it writes to.
@@ -145,7 +145,7 @@ impl Tool {
 
     /// True when the namespace surely holds no table of this tool; asks the kernel
     /// and starts nothing. False when it cannot be told.
-    pub(super) fn is_bare(&self) -> bool {
+    pub(crate) fn is_bare(&self) -> bool {
         match self.variant {
             Variant::Legacy => matches!(legacy_tables(self.family), Ok(false)),
             Variant::Nft => matches!(nft_tables(self.family), Ok(false)),

@@ -1,7 +1,7 @@
 //! The nftables backend: rules go to the kernel over netlink in one batch that it
 //! takes whole or not at all. No program is executed.
 
-mod abi;
+pub(crate) mod abi;
 mod compare;
 mod compat;
 mod decode;

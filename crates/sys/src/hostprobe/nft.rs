@@ -1,0 +1,440 @@
+//! Our table on the host over netlink: written whole in one batch, and its
+//! elements in one batch each time they change.
+
+use super::expression::{Expression, expressions, packets, same};
+use super::{HostError, Observed};
+use crate::backend::Diff;
+use crate::netlink::{
+    Batch, Buffer, NetlinkError, Protocol, Rejected, Replies, Socket, attributes, be16, be32, text,
+};
+use crate::nftables::abi::*;
+use nix::errno::Errno;
+use redirect::host::rules::{FLOW_MS, FLOWS, PRIORITY, Point, Set, TABLE, Term, targets_set};
+use redirect::host::{Change, HostRules, Target};
+use redirect::net::Family;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Somebody else writes at the same time; after this many rounds it is an error.
+const ROUNDS: u32 = 16;
+const ANY_GENERATION: u32 = 0;
+const DELSETELEM: u16 = message(14);
+const GETSET: u16 = message(10);
+const POSTROUTING: u32 = 4;
+const SET_TIMEOUT: u16 = 11;
+const SET_GC_INTERVAL: u16 = 12;
+const SET_F_TIMEOUT: u32 = 0x10;
+const SET_F_EVAL: u32 = 0x20;
+/// nft's own numbers of its types, six bits each in a concatenation; the kernel
+/// only keeps them, so that `nft list` can show the set.
+const TYPE_IPADDR: u32 = 7;
+const TYPE_IP6ADDR: u32 = 8;
+/// Elements of one message; its attribute has 16 bits for its length.
+const ELEMENTS: usize = 1000;
+
+/// Bytes of an element: the address, the port and two bytes of nothing.
+fn key(target: &Target) -> Vec<u8> {
+    let mut key = match target.address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    key.extend(target.port.to_be_bytes());
+    key.extend([0, 0]);
+    key
+}
+
+fn target(key: &[u8]) -> Option<Target> {
+    let (address, port) = key.split_at_checked(key.len().checked_sub(4)?)?;
+    let address = match address.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    Some(Target { address, port: be16(port.get(..2)?)? })
+}
+
+/// A batch, and what each of its messages does.
+struct Transaction {
+    batch: Batch,
+    steps: Vec<String>,
+}
+
+impl Transaction {
+    fn new(generation: u32) -> Self {
+        Self { batch: Batch::new(generation), steps: Vec::new() }
+    }
+
+    fn push(&mut self, step: String, kind: u16, flags: u16, body: impl FnOnce(&mut Buffer)) {
+        self.steps.push(step);
+        self.batch.push(kind, flags, |b| {
+            b.raw(&nfgenmsg(NFPROTO_INET));
+            body(b);
+        });
+    }
+
+    fn delete_table(&mut self) {
+        self.batch.deletes();
+        let step = format!("delete table inet {TABLE}");
+        self.push(step, DELTABLE, 0, |b| b.text(TABLE_NAME, TABLE));
+    }
+
+    fn create(&mut self, rules: &HostRules, targets: &BTreeSet<Target>) {
+        let new = NLM_F_CREATE | NLM_F_EXCL;
+        let step = format!("create table inet {TABLE}");
+        self.push(step, NEWTABLE, new, |b| b.text(TABLE_NAME, TABLE));
+        for (id, set) in (1..).zip(rules.sets()) {
+            self.set(set, id);
+        }
+        for (family, _) in rules.sources.families() {
+            self.elements(family, NEWSETELEM, targets);
+        }
+        for chain in rules.chains() {
+            let name = chain.name();
+            let number = match chain.point {
+                Point::Output => OUTPUT,
+                Point::Postrouting => POSTROUTING,
+            };
+            self.push(format!("create chain inet {TABLE} {name}"), NEWCHAIN, new, |b| {
+                b.text(CHAIN_TABLE, TABLE);
+                b.text(CHAIN_NAME, name);
+                b.nested(CHAIN_HOOK, |b| {
+                    b.be32(HOOK_NUMBER, number);
+                    b.attribute(HOOK_PRIORITY, &PRIORITY.to_be_bytes());
+                });
+                b.be32(CHAIN_POLICY, ACCEPT);
+                b.text(CHAIN_TYPE, "nat");
+            });
+            for rule in &chain.rules {
+                self.rule(name, rule);
+            }
+        }
+    }
+
+    fn rule(&mut self, chain: &'static str, rule: &[Term]) {
+        let step = format!("create rule inet {TABLE} {chain} {rule:?}");
+        self.push(step, NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |b| {
+            b.text(RULE_TABLE, TABLE);
+            b.text(RULE_CHAIN, chain);
+            b.nested(RULE_EXPRESSIONS, |b| {
+                for expression in expressions(rule) {
+                    expression.write(b);
+                }
+            });
+        });
+    }
+
+    fn set(&mut self, set: Set, id: u32) {
+        let (address, len) = match set.family {
+            Family::V4 => (TYPE_IPADDR, 4),
+            Family::V6 => (TYPE_IP6ADDR, 16),
+        };
+        let end = (address << 6) | TYPE_INET_SERVICE;
+        let len = len + 4;
+        let new = NLM_F_CREATE | NLM_F_EXCL;
+        self.push(format!("create set inet {TABLE} {}", set.name), NEWSET, new, |b| {
+            b.text(SET_TABLE, TABLE);
+            b.text(SET_NAME, set.name);
+            b.be32(SET_ID, id);
+            if set.flows {
+                b.be32(SET_FLAGS, SET_F_TIMEOUT | SET_F_EVAL);
+                b.be32(SET_KEY_TYPE, (end << 12) | end);
+                b.be32(SET_KEY_LEN, 2 * len);
+                b.attribute(SET_TIMEOUT, &FLOW_MS.to_be_bytes());
+                b.be32(SET_GC_INTERVAL, 1000);
+                b.nested(SET_DESC, |b| b.be32(SET_DESC_SIZE, FLOWS));
+            } else {
+                b.be32(SET_FLAGS, 0);
+                b.be32(SET_KEY_TYPE, end);
+                b.be32(SET_KEY_LEN, len);
+            }
+        });
+    }
+
+    /// Adds or deletes those of a family.
+    fn elements(&mut self, family: Family, kind: u16, targets: &BTreeSet<Target>) {
+        let of_family: Vec<&Target> =
+            targets.iter().filter(|target| Family::of(target.address) == family).collect();
+        let set = targets_set(family);
+        let (flags, verb) = match kind {
+            NEWSETELEM => (NLM_F_CREATE, "add"),
+            _ => (0, "delete"),
+        };
+        if kind != NEWSETELEM && !of_family.is_empty() {
+            self.batch.deletes();
+        }
+        for some in of_family.chunks(ELEMENTS) {
+            let step = format!("{verb} {} elements of set inet {TABLE} {set}", some.len());
+            self.push(step, kind, flags, |b| {
+                b.text(ELEM_LIST_TABLE, TABLE);
+                b.text(ELEM_LIST_SET, set);
+                b.nested(ELEM_LIST_ELEMENTS, |b| {
+                    for target in some {
+                        b.nested(LIST_ELEM, |b| {
+                            b.nested(ELEM_KEY, |b| b.attribute(DATA_VALUE, &key(target)));
+                        });
+                    }
+                });
+            });
+        }
+    }
+
+    /// The inner error is the kernel's refusal of the whole, with its number.
+    fn commit(self, socket: Socket) -> Result<Result<(), (Errno, NetlinkError)>, NetlinkError> {
+        let Self { batch, steps } = self;
+        Ok(socket.transact(batch)?.map_err(|Rejected { message, errno, detail }| {
+            let step = message.and_then(|n| steps.get(n));
+            let object = step.cloned().unwrap_or_else(|| "nf_tables batch".to_owned());
+            (errno, NetlinkError::Refused { object, detail, source: errno })
+        }))
+    }
+}
+
+/// Puts our table in place, with these elements and no others, in the place of the
+/// one that is there.
+pub(super) fn install(rules: &HostRules, targets: &BTreeSet<Target>) -> Result<(), HostError> {
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        let mut socket = Socket::open(Protocol::Netfilter)?;
+        let present = has_table(&mut socket, TABLE)?;
+        // Whether our table is there decides what the batch says, and the kernel
+        // refuses the whole when that is not so any more.
+        let mut transaction = Transaction::new(ANY_GENERATION);
+        if present {
+            transaction.delete_table();
+        }
+        transaction.create(rules, targets);
+        match transaction.commit(socket)? {
+            Ok(()) => return Ok(()),
+            Err((Errno::EEXIST | Errno::ENOENT | Errno::ERESTART, _)) if rounds < ROUNDS => (),
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+}
+
+/// Changes elements. False when the kernel has not got what that takes for granted:
+/// our sets, and the elements that go.
+pub(super) fn update(rules: &HostRules, change: &Change) -> Result<bool, HostError> {
+    let mut transaction = Transaction::new(ANY_GENERATION);
+    for (family, _) in rules.sources.families() {
+        transaction.elements(family, DELSETELEM, &change.remove);
+        transaction.elements(family, NEWSETELEM, &change.add);
+    }
+    if transaction.batch.is_empty() {
+        return Ok(true);
+    }
+    match transaction.commit(Socket::open(Protocol::Netfilter)?)? {
+        Ok(()) => Ok(true),
+        Err((Errno::ENOENT, _)) => Ok(false),
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
+/// Removes a table of family inet; fine when it is not there.
+pub(super) fn remove(name: &str) -> Result<(), HostError> {
+    let mut transaction = Transaction::new(ANY_GENERATION);
+    transaction.batch.deletes();
+    let step = format!("delete table inet {name}");
+    transaction.push(step, DELTABLE, 0, |b| b.text(TABLE_NAME, name));
+    match transaction.commit(Socket::open(Protocol::Netfilter)?)? {
+        Ok(()) | Err((Errno::ENOENT, _)) => Ok(()),
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
+/// True when there is a table of that name in family inet.
+pub(super) fn has_table(socket: &mut Socket, name: &str) -> Result<bool, NetlinkError> {
+    let object = format!("get table inet {name}");
+    let found = socket.get(&object, GETTABLE, |b| {
+        b.raw(&nfgenmsg(NFPROTO_INET));
+        b.text(TABLE_NAME, name);
+    });
+    match found {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel has of `rules`.
+pub(super) fn observe(rules: &HostRules) -> Result<Observed, HostError> {
+    let mut socket = Socket::open(Protocol::Netfilter)?;
+    let mut found = Observed { present: has_table(&mut socket, TABLE)?, ..Observed::default() };
+    let chains = socket.dump("list nf_tables chains", GETCHAIN, |b| {
+        b.raw(&nfgenmsg(NFPROTO_UNSPEC));
+    })?;
+    found.ahead = ahead(&chains);
+    if !found.present {
+        found.diff.missing.push(format!("table inet {TABLE}"));
+        return Ok(found);
+    }
+    compare_table(&mut socket, &mut found.diff)?;
+    compare_sets(&mut socket, rules, &mut found.diff)?;
+    for (family, _) in rules.sources.families() {
+        read_elements(&mut socket, targets_set(family), &mut found.elements)?;
+    }
+    let kernel_rules = socket.dump("list rules of our table", GETRULE, |b| {
+        b.raw(&nfgenmsg(NFPROTO_INET));
+        b.text(RULE_TABLE, TABLE);
+    })?;
+    compare_chains(rules, &chains, &kernel_rules, &mut found);
+    Ok(found)
+}
+
+fn bodies(replies: &Replies, want: u16) -> impl Iterator<Item = (u8, &[u8])> {
+    let of_kind = replies.iter().filter(move |(kind, _)| *kind == want);
+    of_kind.filter_map(|(_, body)| Some((*body.first()?, body.get(4..)?)))
+}
+
+fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+fn name_of(body: &[u8], kind: u16) -> String {
+    text(attribute(body, kind).unwrap_or_default())
+}
+
+/// Hook number and priority of a base chain, with its type.
+fn hook_of(body: &[u8]) -> Option<(u32, i32, String)> {
+    let hook = attribute(body, CHAIN_HOOK)?;
+    let number = attribute(hook, HOOK_NUMBER).and_then(be32)?;
+    let priority = attribute(hook, HOOK_PRIORITY).and_then(be32)?;
+    let priority = i32::from_be_bytes(priority.to_be_bytes());
+    Some((number, priority, name_of(body, CHAIN_TYPE)))
+}
+
+/// Chains of others that may translate a source before ours.
+fn ahead(chains: &Replies) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (family, body) in bodies(chains, NEWCHAIN) {
+        let (table, chain) = (name_of(body, CHAIN_TABLE), name_of(body, CHAIN_NAME));
+        let family = match family {
+            NFPROTO_INET if table == TABLE => continue,
+            NFPROTO_INET => "inet",
+            NFPROTO_IPV4 => "ip",
+            NFPROTO_IPV6 => "ip6",
+            _ => continue,
+        };
+        if let Some((POSTROUTING, priority, kind)) = hook_of(body)
+            && kind == "nat"
+            && priority <= PRIORITY
+        {
+            lines.push(format!("chain {family} {table} {chain} priority {priority}"));
+        }
+    }
+    lines
+}
+
+fn compare_table(socket: &mut Socket, diff: &mut Diff) -> Result<(), NetlinkError> {
+    let replies = socket.get("get our table", GETTABLE, |b| {
+        b.raw(&nfgenmsg(NFPROTO_INET));
+        b.text(TABLE_NAME, TABLE);
+    })?;
+    for (_, body) in bodies(&replies, NEWTABLE) {
+        let flags = attribute(body, TABLE_FLAGS).and_then(be32).unwrap_or(0);
+        if flags & TABLE_F_DORMANT != 0 {
+            diff.unexpected.push(format!("table inet {TABLE} {{ flags dormant }}"));
+        }
+    }
+    Ok(())
+}
+
+fn compare_sets(
+    socket: &mut Socket,
+    rules: &HostRules,
+    diff: &mut Diff,
+) -> Result<(), NetlinkError> {
+    let replies = socket.dump("list sets of our table", GETSET, |b| {
+        b.raw(&nfgenmsg(NFPROTO_INET));
+        b.text(SET_TABLE, TABLE);
+    })?;
+    let mut found: Vec<(String, u32, u32)> = Vec::new();
+    for (_, body) in bodies(&replies, NEWSET) {
+        let number = |kind| attribute(body, kind).and_then(be32).unwrap_or(0);
+        if name_of(body, SET_TABLE) == TABLE {
+            found.push((name_of(body, SET_NAME), number(SET_KEY_LEN), number(SET_FLAGS)));
+        }
+    }
+    for set in rules.sets() {
+        let end = if set.family == Family::V4 { 8 } else { 20 };
+        let (len, flags) = if set.flows { (2 * end, SET_F_TIMEOUT | SET_F_EVAL) } else { (end, 0) };
+        let line = format!("set inet {TABLE} {}", set.name);
+        match found.iter().position(|(name, ..)| name == set.name) {
+            Some(at) if found[at].1 == len && found[at].2 == flags => {
+                found.swap_remove(at);
+            }
+            _ => diff.missing.push(line),
+        }
+    }
+    diff.unexpected.extend(found.into_iter().map(|(name, ..)| format!("set inet {TABLE} {name}")));
+    Ok(())
+}
+
+fn read_elements(
+    socket: &mut Socket,
+    set: &str,
+    into: &mut BTreeSet<Target>,
+) -> Result<(), NetlinkError> {
+    let object = format!("list elements of set inet {TABLE} {set}");
+    let replies = socket.dump(&object, GETSETELEM, |b| {
+        b.raw(&nfgenmsg(NFPROTO_INET));
+        b.text(ELEM_LIST_TABLE, TABLE);
+        b.text(ELEM_LIST_SET, set);
+    });
+    let replies = match replies {
+        Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(()),
+        other => other?,
+    };
+    for (_, body) in bodies(&replies, NEWSETELEM) {
+        let list = attribute(body, ELEM_LIST_ELEMENTS).unwrap_or_default();
+        for (_, element) in attributes(list) {
+            let data = attribute(element, ELEM_KEY).and_then(|key| attribute(key, DATA_VALUE));
+            into.extend(data.and_then(target));
+        }
+    }
+    Ok(())
+}
+
+fn compare_chains(rules: &HostRules, chains: &Replies, found: &Replies, into: &mut Observed) {
+    let diff = &mut into.diff;
+    let mut unexpected: Vec<String> = bodies(chains, NEWCHAIN)
+        .filter(|(family, body)| *family == NFPROTO_INET && name_of(body, CHAIN_TABLE) == TABLE)
+        .map(|(_, body)| name_of(body, CHAIN_NAME))
+        .collect();
+    for chain in rules.chains() {
+        let name = chain.name();
+        let place = format!("inet {TABLE} {name}");
+        unexpected.retain(|found| found != name);
+        let number = match chain.point {
+            Point::Output => OUTPUT,
+            Point::Postrouting => POSTROUTING,
+        };
+        let hook = bodies(chains, NEWCHAIN)
+            .filter(|(family, body)| *family == NFPROTO_INET && name_of(body, CHAIN_TABLE) == TABLE)
+            .find(|(_, body)| name_of(body, CHAIN_NAME) == name)
+            .and_then(|(_, body)| hook_of(body));
+        if hook != Some((number, PRIORITY, "nat".to_owned())) {
+            diff.missing.push(format!("chain {place}"));
+        }
+        let here: Vec<&[u8]> = bodies(found, NEWRULE)
+            .filter(|(_, body)| {
+                name_of(body, RULE_TABLE) == TABLE && name_of(body, RULE_CHAIN) == name
+            })
+            .map(|(_, body)| attribute(body, RULE_EXPRESSIONS).unwrap_or_default())
+            .collect();
+        let want: Vec<Vec<Expression>> = chain.rules.iter().map(|rule| expressions(rule)).collect();
+        for (n, rule) in want.iter().enumerate() {
+            if !here.get(n).is_some_and(|found| same(rule, found)) {
+                diff.missing.push(format!("rule {} of chain {place}", n + 1));
+            }
+        }
+        if here.len() > want.len() {
+            let more = here.len() - want.len();
+            diff.unexpected.push(format!("{more} more rules in chain {place}"));
+        }
+        if chain.point == Point::Postrouting {
+            into.packets = Some(here.iter().map(|rule| packets(rule)).sum());
+        }
+    }
+    diff.unexpected
+        .extend(unexpected.into_iter().map(|chain| format!("chain inet {TABLE} {chain}")));
+}
