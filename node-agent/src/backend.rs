@@ -7,9 +7,10 @@ use redirect::compile::{ambient, compile};
 use redirect::desired::{Desired, Dialect, Form};
 use redirect::net::Family;
 use redirect::plan::Plan;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff, clear, convert};
 use sys::conntrack::{Queries, flush_dns};
+use sys::hostprobe::Programmer;
 use sys::iptables::{DetectError, Iptables, Search};
 use sys::nftables::{Nftables, iptables_residue};
 use sys::probe::{ScratchError, scratch};
@@ -52,7 +53,7 @@ pub(crate) struct NodeBackend {
     kind: BackendKind,
     nftables: Nftables,
     /// Looking for the tools takes about 100 ms: on first need.
-    iptables: OnceLock<Result<Iptables, DetectError>>,
+    iptables: OnceLock<Result<Arc<Iptables>, DetectError>>,
     search: Search,
 }
 
@@ -150,9 +151,25 @@ impl NodeBackend {
         }
     }
 
+    /// What programs the host's rules for kubelet's probes.
+    ///
+    /// # Errors
+    ///
+    /// When iptables is wanted and not here; the text is one line.
+    pub(crate) fn programmer(&self) -> Result<Programmer, String> {
+        Ok(match self.kind {
+            BackendKind::Nftables => Programmer::Nftables,
+            BackendKind::Iptables => Programmer::Iptables(Arc::clone(self.tools()?)),
+        })
+    }
+
     fn iptables(&self) -> Result<&Iptables, String> {
+        self.tools().map(Arc::as_ref)
+    }
+
+    fn tools(&self) -> Result<&Arc<Iptables>, String> {
         self.iptables
-            .get_or_init(|| Iptables::detect_with(&self.search))
+            .get_or_init(|| Iptables::detect_with(&self.search).map(Arc::new))
             .as_ref()
             .map_err(|error| causes(error))
     }

@@ -1,6 +1,5 @@
 //! The six commands. Each returns what is to be printed on stdout.
 
-use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use wire::request::{
 use crate::absent::Absent;
 use crate::agent::{Agent, AskError};
 use crate::deadline::Deadline;
+use crate::netns::Sandbox;
 use crate::report::Report;
 use crate::run_dir::RunDir;
 use crate::{decision, invocation, netns};
@@ -107,7 +107,8 @@ fn add(
                 report.outcome(LogLevel::Info, msg, &answer.reason);
             }
             Err(e) if e.leaves_open() => {
-                let why = question.absent.pass(environment, &question.netns, e.into_error())?;
+                let why =
+                    question.absent.pass(environment, &question.sandbox.netns, e.into_error())?;
                 report.outcome(LogLevel::Warn, "passed without the agent", &why);
             }
             Err(e) => return Err(e.into_error()),
@@ -159,7 +160,7 @@ struct Question<'a> {
     environment: &'a Environment,
     args: &'a Args,
     ips: Option<Vec<IpConfig>>,
-    netns: File,
+    sandbox: Sandbox,
     /// What becomes of the pod when nobody answers.
     absent: Absent<'a>,
 }
@@ -172,8 +173,8 @@ impl<'a> Question<'a> {
         prev_result: Option<PrevResult<'_>>,
     ) -> Result<Self, Error> {
         let ips = prev_result.map(|result| result.addresses()).transpose()?;
-        let netns = netns::open(&environment.netns, environment.netns_override)?;
-        Ok(Self { config, environment, args, ips, netns, absent: Absent::new(config, args) })
+        let sandbox = netns::open(&environment.netns)?;
+        Ok(Self { config, environment, args, ips, sandbox, absent: Absent::new(config, args) })
     }
 
     fn ask(&self, endpoint: Endpoint, deadline: Deadline) -> Result<Answer, AskError> {
@@ -184,8 +185,10 @@ impl<'a> Question<'a> {
             let hints = self.absent.hints();
             sluice.pod_annotations.clone_from(&hints.annotations);
             sluice.cgroup_path.clone_from(&hints.cgroup_path);
+            sluice.host_netns = Some(self.sandbox.host);
         }
-        agent.ask(endpoint, &request, Some(self.netns.as_fd()), &|| self.absent.is_outside())
+        agent
+            .ask(endpoint, &request, Some(self.sandbox.netns.as_fd()), &|| self.absent.is_outside())
     }
 }
 

@@ -23,18 +23,16 @@ pub enum Event {
     /// (labels of its namespace, configuration). Every pod of the node is told, wanted
     /// or not; telling what is known already does nothing.
     Pod(PodState),
-    /// The pod is deleted in the API (or is no longer on this node). All pods that are
-    /// not in the first complete list and have a record count as deleted too: those
-    /// the machine finds by itself at [`Event::Listed`].
+    /// The pod is deleted in the API (or is no longer on this node). Pods that have a
+    /// record and are not in the first complete list need not be told.
     PodGone(PodUid),
     /// The first complete list of pods was fed. Until then no ztunnel gets a snapshot,
     /// and nothing that was found at the start is taken for a leftover.
     Listed,
 
-    /// At the start, before [`Event::Listed`]: a record says that the pod was captured
-    /// in this namespace. Only when the driver holds a descriptor of it and it passes
-    /// the ownership check; else the record is not told (but see
-    /// [`Event::ProbeFound`]).
+    /// At the start, before the first [`Event::Pod`]: a record says that the pod was
+    /// captured in this namespace. Every record is told, that of a pod which is gone
+    /// too: [`Action::Forget`](crate::action::Action::Forget) ends it.
     Recorded {
         /// Whose it is.
         uid: PodUid,
@@ -42,8 +40,10 @@ pub enum Event {
         identity: Option<Identity>,
         /// Its sandbox.
         sandbox: Option<SandboxId>,
-        /// Its namespace.
-        netns: NetnsId,
+        /// Its namespace, of which the driver holds a descriptor. `None` when that
+        /// could not be opened, is another one by now (the number was used again), or
+        /// is not the pod's (the ownership check, where the pod is listed).
+        netns: Option<NetnsId>,
     },
     /// At the start: this address is exempted from capture for kubelet's probes. Kept
     /// until it is known to be nobody's.

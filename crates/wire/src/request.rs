@@ -112,6 +112,21 @@ pub struct Extension {
     /// where it said none.
     #[serde(rename = "CgroupPath", default, skip_serializing_if = "String::is_empty")]
     pub cgroup_path: String,
+    /// The network namespace that the plugin itself runs in: the host's, which is
+    /// never programmed. With ADD and CHECK.
+    #[serde(rename = "HostNetns", default, skip_serializing_if = "Option::is_none")]
+    pub host_netns: Option<NetnsFile>,
+}
+
+/// What identifies a network namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetnsFile {
+    /// Device of its file.
+    #[serde(rename = "Dev")]
+    pub dev: u64,
+    /// Inode of it.
+    #[serde(rename = "Ino")]
+    pub ino: u64,
 }
 
 /// One address of prevResult, with Go's field names and Go's encodings.

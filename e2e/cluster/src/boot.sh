@@ -52,6 +52,8 @@ if [ ! -e "$dir/disk/installed" ]; then
   for image in "$dir"/../images/*.tar; do
     ctr -n k8s.io images import "$image" >>"$dir/../logs/$name-images.log" 2>&1
   done
+  # What manifests/plain names.
+  ctr -n k8s.io images tag localhost/e2e/install-cni:first localhost/sluice/install-cni:0.1.0 >/dev/null
   touch "$dir/disk/installed"
 fi
 kube-proxy --config "$dir/kube-proxy.json" --hostname-override="$name" </dev/null >>"$dir/../logs/$name-kube-proxy.log" 2>&1 &
@@ -61,6 +63,6 @@ while :; do
     --container-runtime=remote --container-runtime-endpoint=unix:///run/containerd/containerd.sock \
     --pod-infra-container-image=localhost/e2e/pause:1 --v=2 </dev/null >>"$dir/../logs/$name-kubelet.log" 2>&1 || true
   sleep 0.2
-done &
+done 2>>"$dir/../logs/$name-kubelet.log" &
 echo ready
 read -r _ || true

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use e2e_node::lab::Scratch;
 use e2e_node::programs::{Programs, workspace};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,6 +20,9 @@ use std::sync::Arc;
 pub const SYSTEM: &str = "istio-system";
 /// The release.
 pub const RELEASE: &str = "istio-cni";
+
+/// Files of a node's CNI directories, with their content.
+pub type CniFiles = BTreeMap<String, Vec<u8>>;
 
 /// A cluster; dropped in this order.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub struct Cluster {
     pub client: Client,
     helm: PathBuf,
     logs: Logs,
+    /// The CNI directories of each node before there was anything of ours.
+    untouched: Vec<CniFiles>,
     _scratch: Arc<Scratch>,
 }
 
@@ -58,8 +64,10 @@ impl Cluster {
         let nodes = (1..=node::COUNT).map(|number| Node::create(&scratch, packages, &pki, number));
         let nodes: Vec<_> = nodes.collect::<Result<_>>()?;
         let client = plane.client();
-        let mut cluster = Self { nodes, plane, client, helm, logs, _scratch: scratch };
+        let untouched = Vec::new();
+        let mut cluster = Self { nodes, plane, client, helm, logs, untouched, _scratch: scratch };
         cluster.boot().map_err(|err| err.context(cluster.logs.complaints(10)))?;
+        cluster.untouched = cluster.nodes.iter().map(cni_files).collect::<Result<_>>()?;
         Ok(cluster)
     }
 
@@ -101,6 +109,24 @@ impl Cluster {
         node.boot(&self.plane)
     }
 
+    /// Waits until each node's CNI directories are as they were before there was
+    /// anything of ours, byte for byte.
+    ///
+    /// # Errors
+    /// When something is there, gone or changed.
+    pub fn wait_untouched(&self) -> Result<()> {
+        until_ok("CNI directories as they were", PATIENCE, || {
+            for (node, before) in self.nodes.iter().zip(&self.untouched) {
+                let now = cni_files(node)?;
+                let names = (now.keys(), before.keys());
+                ensure!(now.keys().eq(before.keys()), "{}: now and before {names:?}", node.name);
+                let changed = now.iter().find(|(name, content)| before.get(*name) != Some(content));
+                ensure!(changed.is_none(), "{}: {:?} changed", node.name, changed.map(|one| one.0));
+            }
+            Ok(())
+        })
+    }
+
     /// Runs Helm.
     ///
     /// # Errors
@@ -115,24 +141,22 @@ impl Cluster {
     /// # Errors
     /// When it does not become ready.
     pub fn install(&self, tag: &str) -> Result<()> {
+        self.install_with(tag, &[])
+    }
+
+    /// [`Self::install`] with values, each `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn install_with(&self, tag: &str, values: &[&str]) -> Result<()> {
         let chart = workspace().join("manifests/chart").display().to_string();
         let (hub, tag) = (format!("global.hub={HUB}"), format!("global.tag={tag}"));
-        self.helm(&[
-            "upgrade",
-            "--install",
-            RELEASE,
-            &chart,
-            "-n",
-            SYSTEM,
-            "--create-namespace",
-            "--set",
-            &hub,
-            "--set",
-            &tag,
-            "--wait",
-            "--timeout",
-            "120s",
-        ])?;
+        let release = ["upgrade", "--install", RELEASE, &chart, "-n", SYSTEM, "--create-namespace"];
+        let mut arguments = release.to_vec();
+        let own = [hub.as_str(), &tag];
+        arguments.extend(own.iter().chain(values).flat_map(|value| ["--set", value]));
+        arguments.extend(["--wait", "--timeout", "120s"]);
+        self.helm(&arguments)?;
         self.wait_agents()
     }
 
@@ -251,6 +275,12 @@ impl Cluster {
         }
         text + &self.logs.complaints(5)
     }
+}
+
+fn cni_files(node: &Node) -> Result<CniFiles> {
+    let mut files = node.files("/etc/cni")?;
+    files.extend(node.files("/opt/cni/bin")?);
+    Ok(files)
 }
 
 /// The status of a condition.

@@ -5,12 +5,12 @@ use super::{Agent, answer, in_time, sandbox};
 use crate::backend::{Programmed, rules_hash};
 use crate::failure::{Failure, causes};
 use crate::record::{self, Facts, PodKey, Record, SandboxId};
+use crate::server::Along;
 use redirect::enroll::{self, decide};
 use redirect::plan::Plan;
 use redirect::pod::Pod;
 use redirect::sidecar::{self, PlanError, plan};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 use sys::netns::{Netns, within_pod};
 use sys::probe::{self, Inside, ProbeError, Report};
@@ -31,7 +31,7 @@ impl Agent {
     pub(super) fn add(
         &self,
         request: &PodRequest,
-        fd: Option<OwnedFd>,
+        along: Along,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let sandbox = sandbox(request)?;
@@ -40,7 +40,7 @@ impl Agent {
                 "request names no pod: PodName or PodNamespace is empty",
             ));
         }
-        let netns = self.netns(request, fd)?;
+        let netns = self.netns(request, along)?;
         let found = match self.look_up(request, sandbox.as_ref(), &netns, deadline)? {
             Known::Pod(found) => found,
             Known::Outside(reason) => return Ok(answer(Decision::Skip, reason)),
@@ -64,8 +64,12 @@ impl Agent {
                 );
                 Ok(answer(Decision::Skip, reason.to_string()))
             }
-            enroll::Decision::Ambient => self.capture_ambient(request, netns, pod, deadline),
+            enroll::Decision::Ambient => {
+                self.host_is_known(&netns)?;
+                self.capture_ambient(request, netns, pod, deadline)
+            }
             enroll::Decision::Sidecar => {
+                self.host_is_known(&netns)?;
                 self.capture(request, sandbox.as_ref(), &netns, pod, deadline)
             }
         }

@@ -3,12 +3,12 @@
 use super::{Agent, answer, sandbox};
 use crate::failure::{Failure, causes};
 use crate::record::SandboxId;
+use crate::server::Along;
 use redirect::enroll::{self, decide};
 use redirect::plan::Plan;
 use redirect::pod::Pod;
 use redirect::sidecar::plan;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::time::Instant;
 use sys::backend::Diff;
 use sys::netns::within_pod;
@@ -23,11 +23,11 @@ impl Agent {
     pub(super) fn check(
         &self,
         request: &PodRequest,
-        fd: Option<OwnedFd>,
+        along: Along,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let sandbox = sandbox(request)?;
-        let netns = self.netns(request, fd)?;
+        let netns = self.netns(request, along)?;
         let record = match &sandbox {
             Some(id) => self.records.read(id).map_err(|error| {
                 Failure::new(

@@ -3,6 +3,7 @@
 
 use crate::failure::causes;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use sys::netns::{Netns, NetnsError, NetnsId};
 
 /// The host's processes as Istio's chart mounts them, and those of the agent's own pid
@@ -21,6 +22,8 @@ pub(crate) struct Hosts {
     refused: Vec<NetnsId>,
     /// That of the host's first process, where it can be seen.
     host: Option<NetnsId>,
+    /// That of the plugin that asked last, which runs in the host's.
+    told: Mutex<Option<NetnsId>>,
 }
 
 impl Hosts {
@@ -36,28 +39,34 @@ impl Hosts {
             Self::look(Netns::current()?.id(), Path::new(HOST_PROC), Path::new(OWN_PROC), is_first);
         if hosts.host.is_none() {
             tracing::warn!(
-                "cannot see the network namespace of the host's first process, neither below {HOST_PROC} nor as the agent's own"
+                "cannot see the network namespace of the host's first process: no pod is programmed until a plugin says which is the host's; mount the host's /proc at {HOST_PROC}"
             );
         }
         Ok(hosts)
     }
 
     fn look(own: NetnsId, host_proc: &Path, own_proc: &Path, is_first: bool) -> Self {
-        let init = |proc: &Path| match Netns::open(&proc.join("1/ns/net")) {
+        let of = |proc: &Path, pid: &str| match Netns::open(&proc.join(pid).join("ns/net")) {
             Ok(netns) => Some(netns.id()),
             Err(error) => {
-                tracing::debug!(reason = %causes(&error), "no first process");
+                tracing::debug!(reason = %causes(&error), "the namespace of a process is not seen");
                 None
             }
         };
-        let (mounted, visible) = (init(host_proc), init(own_proc));
+        let (mounted, mut visible) = (of(host_proc, "1"), of(own_proc, "1"));
+        if is_first && visible.is_none() {
+            // The kernel's own threads are in the same one, and may be looked at where
+            // the first process is protected.
+            visible = of(own_proc, "2");
+        }
         let mut refused = vec![own];
         for id in [mounted, visible].into_iter().flatten() {
             if !refused.contains(&id) {
                 refused.push(id);
             }
         }
-        Self { refused, host: mounted.or(visible.filter(|_| is_first)) }
+        let host = mounted.or(visible.filter(|_| is_first));
+        Self { refused, host, told: Mutex::default() }
     }
 
     /// The agent's own.
@@ -72,7 +81,22 @@ impl Hosts {
 
     /// It is one of them.
     pub(crate) fn contains(&self, id: NetnsId) -> bool {
-        self.refused.contains(&id)
+        self.refused.contains(&id) || self.told() == Some(id)
+    }
+
+    /// Some plugin runs in this one. Only the last is remembered: numbers of namespaces
+    /// are used again.
+    pub(crate) fn tell(&self, id: NetnsId) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    /// What is none of them is certainly not the host's.
+    pub(crate) fn are_certain(&self) -> bool {
+        self.host.is_some() || self.told().is_some()
+    }
+
+    fn told(&self) -> Option<NetnsId> {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The processes that the agent sees are the host's.
@@ -117,7 +141,19 @@ mod tests {
         assert!(!look(none, same.path(), false).agent_is_on_host(), "a container's own first");
         assert!(!look(elsewhere.path(), same.path(), true).agent_is_on_host());
         assert!(!look(none, none, true).agent_is_on_host());
+        let threads = processes(&own);
+        std::fs::rename(threads.path().join("1"), threads.path().join("2")).unwrap();
+        assert!(look(none, threads.path(), true).agent_is_on_host());
+        assert!(!look(none, threads.path(), false).are_certain());
+        // A container without the host's processes knows the host by its plugin alone.
+        let blind = look(none, same.path(), false);
+        assert!(!blind.are_certain() && !blind.contains(other.id()));
+        blind.tell(other.id());
+        assert!(blind.are_certain() && blind.contains(other.id()) && !blind.agent_is_on_host());
+        blind.tell(own.id());
+        assert!(!blind.contains(other.id()));
         let all = look(elsewhere.path(), same.path(), false);
+        assert!(all.are_certain());
         assert_eq!(all.all(), [own.id(), other.id()]);
         assert!(all.contains(own.id()) && all.contains(other.id()));
     }

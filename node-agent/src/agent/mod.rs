@@ -20,7 +20,7 @@ use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::failure::{Failure, causes};
 use crate::record::{Records, SandboxId};
-use crate::server::{Caller, Service};
+use crate::server::{Along, Caller, Service};
 use crate::snapshot::Keeper;
 use crate::source::{Found, Missing, Pods, Wanted};
 use audit::Audit;
@@ -29,7 +29,6 @@ pub(crate) use hosts::Hosts;
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -83,12 +82,12 @@ impl Service for Agent {
         &self,
         endpoint: Endpoint,
         body: &[u8],
-        netns: Option<OwnedFd>,
+        along: Along,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         match endpoint {
-            Endpoint::Add => self.add(&parse(body)?, netns, deadline),
-            Endpoint::Check => self.check(&parse(body)?, netns, deadline),
+            Endpoint::Add => self.add(&parse(body)?, along, deadline),
+            Endpoint::Check => self.check(&parse(body)?, along, deadline),
             Endpoint::Del => self.del(&parse(body)?, deadline),
             Endpoint::Gc => self.gc(&parse::<GcRequest>(body)?),
             Endpoint::Status => self.status(),
@@ -136,11 +135,16 @@ impl Agent {
     }
 
     /// The pod's namespace: the descriptor that came along or, from Istio's plugin,
-    /// the path. Never the host's.
-    fn netns(&self, request: &PodRequest, fd: Option<OwnedFd>) -> Result<Netns, Failure> {
+    /// the path. Never the host's, which is also where the plugin runs.
+    fn netns(&self, request: &PodRequest, along: Along) -> Result<Netns, Failure> {
+        let said = request.sluice.as_ref().and_then(|sluice| sluice.host_netns);
+        let host = said.map(|file| NetnsId { dev: file.dev, ino: file.ino });
+        if let Some(host) = host.or_else(|| target::of_process(along.process?)) {
+            self.hosts.tell(host);
+        }
         let next = "the runtime must pass the sandbox's own network namespace in CNI_NETNS";
         let invalid = |what: String| Failure::new(code::INVALID_NETNS, what, next);
-        let netns = match fd {
+        let netns = match along.netns {
             Some(fd) => Netns::from_fd(fd),
             None if request.netns.is_empty() => {
                 return Err(invalid(
@@ -160,6 +164,18 @@ impl Agent {
             )));
         }
         Ok(netns)
+    }
+
+    /// Fails where nothing tells a pod's namespace from the host's.
+    fn host_is_known(&self, netns: &Netns) -> Result<(), Failure> {
+        if self.hosts.are_certain() {
+            return Ok(());
+        }
+        Err(Failure::new(
+            code::INVALID_NETNS,
+            format!("network namespace {} cannot be told from the host's", netns.id()),
+            "mount the host's /proc at /host/proc in the agent's container, or replace the istio-cni plugin by that of this release",
+        ))
     }
 
     /// The pod, waiting a moment for it to be known.

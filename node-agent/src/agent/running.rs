@@ -112,6 +112,10 @@ impl Agent {
         place: &Place,
         record: Option<Record>,
     ) -> Result<String, RunningError> {
+        // A record and a process of the pod's own say that it is not the host's either.
+        if record.is_none() && place.sandbox.is_none() {
+            self.host_is_known(&place.netns).map_err(RunningError::Capture)?;
+        }
         let (id, interface) = match record {
             Some(record) => (Some(record.sandbox), record.interface),
             None => (place.sandbox.clone(), INTERFACE.to_owned()),

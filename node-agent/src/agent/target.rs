@@ -2,7 +2,7 @@
 
 use crate::failure::causes;
 use crate::repair::place;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use sys::netns::{Netns, NetnsId};
 use wire::passed::Passed;
 
@@ -24,6 +24,11 @@ pub(super) fn of_passed(passed: &Passed) -> Result<Netns, String> {
         Err(error) => causes(&error),
     };
     Err(format!("cannot find network namespace {id}: {elsewhere}, and {at_path}"))
+}
+
+/// The namespace of a process.
+pub(super) fn of_process(process: i32) -> Option<NetnsId> {
+    Netns::open(&PathBuf::from(format!("/proc/{process}/ns/net"))).ok().map(|netns| netns.id())
 }
 
 /// True when the path of a namespace says by itself that the sandbox is no more: its

@@ -3,9 +3,10 @@
 
 use super::annotate::{Written, annotate};
 use super::figures::{self, Figures};
-use super::find::{self, Search};
+use super::find::{self, Recalled, Search};
 use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Outcomes, Work};
 use super::node::{Node, id};
+use super::probes::Probes;
 use super::program;
 use super::report;
 use super::subject;
@@ -19,7 +20,7 @@ use ambient::action::{Action, Message, Refusal, Stage};
 use ambient::event::{Annotation, Event, Failure, Wanted};
 use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, SessionId, StepId, TimerId};
 use ambient::machine::Machine;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
@@ -38,6 +39,8 @@ pub(super) enum Input {
     Add(Box<Call>),
     /// The runtime took a sandbox down.
     SandboxGone(String),
+    /// An address that was exempted from capture before the start.
+    ProbeFound(IpAddr),
     /// From ztunnel's socket.
     Peer(server::Event),
     /// A job has ended.
@@ -78,6 +81,7 @@ pub(super) struct Driver {
     inputs: Receiver<Input>,
     jobs: Jobs,
     ztunnels: Ztunnels,
+    probes: Arc<Probes>,
     figures: Arc<Figures>,
     timers: Timers<Due>,
     pods: HashMap<PodUid, Known>,
@@ -101,7 +105,7 @@ impl Driver {
         node: Arc<Node>,
         machine: Machine,
         (sender, inputs): (Sender<Input>, Receiver<Input>),
-        ztunnels: Ztunnels,
+        (ztunnels, probes): (Ztunnels, Arc<Probes>),
         figures: Arc<Figures>,
         runtime: tokio::runtime::Handle,
     ) -> Self {
@@ -115,6 +119,7 @@ impl Driver {
             inputs,
             jobs,
             ztunnels,
+            probes,
             figures,
             timers: Timers::default(),
             pods: HashMap::new(),
@@ -155,16 +160,13 @@ impl Driver {
 
     /// What was captured before the agent started.
     fn recall(&mut self) {
-        for confirmed in find::confirm(&self.node) {
-            let netns = id(confirmed.held.netns.id());
-            self.addresses.insert(confirmed.uid.clone(), confirmed.addresses);
-            self.held.insert(netns, confirmed.held);
-            self.feed(Event::Recorded {
-                uid: confirmed.uid,
-                identity: Some(confirmed.identity),
-                sandbox: confirmed.sandbox.as_deref().map(SandboxId::new),
-                netns,
-            });
+        for recalled in find::recall(&self.node) {
+            let Recalled { uid, identity, sandbox, held, addresses } = recalled;
+            self.addresses.insert(uid.clone(), addresses);
+            let netns = held.as_ref().map(|held| id(held.netns.id()));
+            self.held.extend(netns.zip(held));
+            let sandbox = sandbox.as_deref().map(SandboxId::new);
+            self.feed(Event::Recorded { uid, identity: Some(identity), sandbox, netns });
         }
     }
 
@@ -179,13 +181,13 @@ impl Driver {
                 let gone = |name: &&PodName| !self.node.source.has(name);
                 let gone: Vec<PodName> = self.names.keys().filter(gone).cloned().collect();
                 gone.iter().for_each(|name| self.gone(name));
-                self.forget_unknown();
                 self.feed(Event::Listed);
             }
             Input::Add(call) => self.add(*call),
             Input::SandboxGone(sandbox) => {
                 self.feed(Event::SandboxGone { sandbox: SandboxId::new(&sandbox) });
             }
+            Input::ProbeFound(ip) => self.feed(Event::ProbeFound { ip }),
             Input::Peer(event) => {
                 if let Some(event) = self.ztunnels.read(event) {
                     self.heard(&event);
@@ -254,18 +256,6 @@ impl Driver {
         self.figures.told(figures::Told::Delete);
         self.pods.remove(&uid);
         self.feed(Event::PodGone(uid));
-    }
-
-    /// Records of pods that are no more, and whose namespaces are not to be seen: the
-    /// machine knows nothing of them.
-    fn forget_unknown(&mut self) {
-        let known: HashSet<&str> =
-            self.pods.keys().chain(self.addresses.keys()).map(PodUid::as_str).collect();
-        for (name, record) in self.node.recorded() {
-            if !known.contains(find::uid_of(&record).as_str()) {
-                report::forgotten(self.node.records.remove(&name));
-            }
-        }
     }
 
     fn add(&mut self, call: Call) {
@@ -363,8 +353,11 @@ impl Driver {
                 self.figures.ztunnels(self.sent.len());
                 self.ztunnels.close(session);
             }
-            Action::SetProbe { step, ip, .. } | Action::ClearProbe { step, ip } => {
-                self.probe(step, ip);
+            Action::SetProbe { step, ip, ports, .. } => {
+                self.probe(step, ip, move |probes| probes.set(ip, &ports));
+            }
+            Action::ClearProbe { step, ip } => {
+                self.probe(step, ip, move |probes| probes.clear(ip));
             }
             Action::Annotate { step, uid, value } => self.annotate(step, uid, value),
             Action::Answer { request, result } => {
@@ -454,9 +447,15 @@ impl Driver {
         });
     }
 
-    fn probe(&mut self, step: StepId, ip: IpAddr) {
+    fn probe(
+        &mut self,
+        step: StepId,
+        ip: IpAddr,
+        work: impl FnOnce(&Probes) -> Result<(), Failure> + Send + 'static,
+    ) {
         self.begun.insert(step, Instant::now());
-        let work = Work::Task(Box::pin(async move { vec![(step, Outcome::Probe(Ok(())))] }));
+        let probes = Arc::clone(&self.probes);
+        let work = Work::Thread(Box::new(move |_| vec![(step, Outcome::Probe(work(&probes)))]));
         self.jobs.push(Job { key: Key::Address(ip), kind: Kind::Probe, steps: vec![step], work });
     }
 

@@ -29,17 +29,17 @@ pub(super) struct Search {
     pub(super) addresses: Vec<IpAddr>,
 }
 
-/// A pod whose record was confirmed at the start.
+/// A pod that was captured before the start.
 #[derive(Debug)]
-pub(super) struct Confirmed {
+pub(super) struct Recalled {
     /// What it is known by.
     pub(super) uid: PodUid,
     /// What ztunnel was told of it.
     pub(super) identity: Identity,
     /// Its sandbox, where the runtime's name of it is known.
     pub(super) sandbox: Option<String>,
-    /// Its namespace.
-    pub(super) held: Held,
+    /// Its namespace, if that is there, with an address of the pod.
+    pub(super) held: Option<Held>,
     /// Its addresses then.
     pub(super) addresses: Vec<IpAddr>,
 }
@@ -104,16 +104,18 @@ fn among_processes(
     })
 }
 
-/// Records of before that hold: their namespaces are there, with an address of the
-/// pod. The others are not believed.
-pub(super) fn confirm(node: &Node) -> Vec<Confirmed> {
+/// Everything that is written down, with the namespaces that are still there.
+pub(super) fn recall(node: &Node) -> Vec<Recalled> {
     let mut survey: Option<Option<Survey>> = None;
-    let mut confirmed = Vec::new();
+    let mut recalled = Vec::new();
     for (name, record) in node.recorded() {
         let netns = open(node, &record, &record.addresses).or_else(|| {
             let survey = survey.get_or_insert_with(|| {
                 let taken = Survey::take(&node.proc, node.hosts.all());
-                taken.inspect_err(|error| tracing::error!(reason = %causes(error), "cannot look for the namespaces of pods")).ok()
+                let failed = |error: &place::PlaceError| {
+                    tracing::error!(reason = %causes(error), "cannot look for the namespaces of pods");
+                };
+                taken.inspect_err(failed).ok()
             });
             let uids = [uid_of(&record)];
             let recorded = [netns_of(&record)];
@@ -126,7 +128,7 @@ pub(super) fn confirm(node: &Node) -> Vec<Confirmed> {
             let found = survey.as_ref()?.find(&wanted).ok()?.netns;
             (found.id() == netns_of(&record)).then_some(found)
         });
-        let Some(netns) = netns else {
+        if netns.is_none() {
             tracing::info!(
                 ns = record.pod.namespace,
                 pod = record.pod.name,
@@ -134,31 +136,30 @@ pub(super) fn confirm(node: &Node) -> Vec<Confirmed> {
                 netns = %netns_of(&record),
                 "the network namespace of a record is not to be seen"
             );
-            continue;
-        };
-        let held = held(netns, &name, &record);
-        let account = record.ambient.map(|facts| facts.service_account).unwrap_or_default();
-        confirmed.push(Confirmed {
-            uid: PodUid::new(&uid_text(&record.pod)),
+        }
+        let account = record.ambient.as_ref().map(|facts| facts.service_account.clone());
+        recalled.push(Recalled {
+            uid: PodUid::new(&uid_of(&record)),
             identity: Identity {
-                namespace: record.pod.namespace,
-                name: record.pod.name,
-                service_account: account,
+                namespace: record.pod.namespace.clone(),
+                name: record.pod.name.clone(),
+                service_account: account.unwrap_or_default(),
             },
-            sandbox: held.sandbox.clone(),
-            held,
+            sandbox: sandbox_of(&name, &record),
+            held: netns.map(|netns| held(netns, &name, &record)),
             addresses: record.addresses,
         });
     }
-    confirmed
+    recalled
+}
+
+fn sandbox_of(name: &SandboxId, record: &Record) -> Option<String> {
+    (!name.is_of_found()).then(|| record.sandbox.clone())
 }
 
 /// What a record's pod is known by.
 pub(super) fn uid_of(record: &Record) -> String {
-    uid_text(&record.pod)
-}
-
-fn uid_text(pod: &crate::record::PodKey) -> String {
+    let pod = &record.pod;
     pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
 }
 
@@ -171,7 +172,7 @@ fn held(netns: Arc<Netns>, name: &SandboxId, record: &Record) -> Held {
         netns,
         path: record.path.clone(),
         interface: record.interface.clone(),
-        sandbox: (!name.is_of_found()).then(|| record.sandbox.clone()),
+        sandbox: sandbox_of(name, record),
     }
 }
 

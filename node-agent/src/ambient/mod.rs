@@ -1,7 +1,7 @@
 //! Ambient capture: the state machine of `ambient`, and the effects that it asks for.
 //!
 //! [`driver`] is the one thread that owns the machine; steps run side by side
-//! ([`jobs`]), each in a file of its own: [`find`], [`program`], [`annotate`].
+//! ([`jobs`]), each in a file of its own: [`find`], [`program`], [`probes`], [`annotate`].
 //! [`ztunnel`] is the socket, [`subject`] turns pods into the machine's facts,
 //! [`figures`] counts. The rest of the agent has [`Ambient`].
 
@@ -12,6 +12,7 @@ mod find;
 mod jobs;
 mod node;
 mod options;
+mod probes;
 mod program;
 mod report;
 mod subject;
@@ -32,6 +33,7 @@ use ::ambient::config::Config;
 use ::ambient::machine::Machine;
 use driver::{Call, Driver, Input};
 use jobs::Held;
+use probes::Probes;
 use redirect::ambient::{Ipv6, plan};
 use redirect::sidecar::PlanError;
 use std::net::IpAddr;
@@ -98,11 +100,17 @@ impl Ambient {
         let config = Config::default();
         let (node, figures) = (Arc::new(node), Arc::new(Figures::default()));
         let ztunnels = Ztunnels::serve(&node.options.socket, config.window, inputs.clone())?;
+        let found = inputs.clone();
+        let backend = Arc::clone(&node.backend);
+        let probes = Probes::start(backend, &node.options, Arc::clone(&figures), move |ip| {
+            drop(found.send(Input::ProbeFound(ip)));
+        });
+        let probes = probes.map_err(ServeError::Start)?;
         let driver = Driver::new(
             Arc::clone(&node),
             Machine::new(config),
             (inputs.clone(), receiver),
-            ztunnels,
+            (ztunnels, probes),
             Arc::clone(&figures),
             tokio::runtime::Handle::current(),
         );

@@ -31,6 +31,7 @@ pub(super) fn program(
     held: &Held,
     abandoned: &Abandoned,
 ) -> Result<OptionsHash, Failure> {
+    host_is_known(node, held)?;
     let pod = told.facts();
     let options = subject::hash(told, &node.options);
     let done = within_pod(&held.netns, node.hosts.own(), || inside(node, told, held, abandoned))
@@ -78,6 +79,7 @@ fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Resul
 /// # Errors
 /// When something is left.
 pub(super) fn unprogram(node: &Node, held: &Held, abandoned: &Abandoned) -> Result<(), Failure> {
+    host_is_known(node, held)?;
     within_pod(&held.netns, node.hosts.own(), || {
         if abandoned.is_set() {
             return Err(Failure::Transient("given up".to_owned()));
@@ -85,6 +87,19 @@ pub(super) fn unprogram(node: &Node, held: &Held, abandoned: &Abandoned) -> Resu
         node.backend.clear().map_err(Failure::Transient)
     })
     .map_err(|error| unreachable(&error))?
+}
+
+/// Nothing is programmed where nothing tells a pod's namespace from the host's.
+fn host_is_known(node: &Node, held: &Held) -> Result<(), Failure> {
+    let id = held.netns.id();
+    if node.hosts.contains(id) {
+        return Err(Failure::Refused(format!("network namespace {id} is the host's")));
+    }
+    if !node.hosts.are_certain() {
+        let what = format!("network namespace {id} cannot be told from the host's yet");
+        return Err(Failure::Transient(what));
+    }
+    Ok(())
 }
 
 /// A namespace that cannot be entered is no dead one: it lives as long as its

@@ -42,10 +42,20 @@ pub(super) enum ExchangeError {
     Io(#[from] io::Error),
 }
 
-/// True when the process at the other end is root. It is asked of the kernel,
-/// which remembers who connected.
-pub(super) fn is_root(stream: &UnixStream) -> io::Result<bool> {
-    Ok(stream.peer_cred()?.uid() == 0)
+/// Who is at the other end: asked of the kernel, which remembers who connected.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    /// It is root.
+    pub(super) is_root: bool,
+    /// Its process, where it can be seen from here.
+    pub(super) process: Option<i32>,
+}
+
+/// Asks who is at the other end.
+pub(super) fn peer(stream: &UnixStream) -> io::Result<Peer> {
+    let peer = stream.peer_cred()?;
+    // Zero stands for a process of another pid namespace.
+    Ok(Peer { is_root: peer.uid() == 0, process: peer.pid().filter(|pid| *pid > 0) })
 }
 
 /// Reads one request.

@@ -51,9 +51,18 @@ pub(crate) trait Service: Send + Sync + 'static {
         &self,
         endpoint: Endpoint,
         body: &[u8],
-        netns: Option<OwnedFd>,
+        along: Along,
         deadline: std::time::Instant,
     ) -> Result<Answer, Failure>;
+}
+
+/// What comes with a request besides its body.
+#[derive(Debug, Default)]
+pub(crate) struct Along {
+    /// A network namespace.
+    pub(crate) netns: Option<OwnedFd>,
+    /// The process that asks, where it can be seen from here.
+    pub(crate) process: Option<i32>,
 }
 
 /// Hears of what the server does.
@@ -187,9 +196,9 @@ async fn converse<S: Service>(
     has_place: bool,
 ) {
     let begun = Instant::now();
-    match exchange::is_root(&stream) {
-        Ok(true) => {}
-        Ok(false) => {
+    let process = match exchange::peer(&stream) {
+        Ok(peer) if peer.is_root => peer.process,
+        Ok(_) => {
             tracing::warn!(
                 "a caller that is not root connected to the plugin socket and was turned away"
             );
@@ -199,11 +208,11 @@ async fn converse<S: Service>(
             tracing::warn!(reason = %error, "cannot tell who connected to the plugin socket");
             return;
         }
-    }
+    };
     observer.begun();
     let mut endpoint = None;
     let outcome = if has_place {
-        request(&mut stream, service, &mut endpoint).await
+        request(&mut stream, service, process, &mut endpoint).await
     } else {
         Err(refused(overloaded(), None))
     };
@@ -236,6 +245,7 @@ async fn converse<S: Service>(
 async fn request<S: Service>(
     stream: &mut UnixStream,
     service: Arc<S>,
+    process: Option<i32>,
     asked: &mut Option<Endpoint>,
 ) -> Result<Answer, ExchangeError> {
     let begun = Instant::now();
@@ -253,7 +263,8 @@ async fn request<S: Service>(
     let endpoint = request.endpoint;
     *asked = Some(endpoint);
     let worker = tokio::task::spawn_blocking(move || {
-        service.serve(endpoint, &request.body, request.netns, deadline.into_std())
+        let along = Along { netns: request.netns, process };
+        service.serve(endpoint, &request.body, along, deadline.into_std())
     });
     // The worker looks at the clock between its steps; this one is for a step
     // that hangs. The worker goes on and then finds itself too late.

@@ -10,3 +10,4 @@ mod capture;
 mod lab;
 mod life;
 mod refusal;
+mod skew;

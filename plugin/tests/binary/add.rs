@@ -1,6 +1,8 @@
 //! ADD: what passes through, what is asked, what is printed.
 
-use crate::stand::{Call, Sandbox, answer, config};
+use std::os::unix::fs::MetadataExt;
+
+use crate::stand::{Call, Sandbox, answer, config, own_netns};
 
 const SIDECAR: &str = r#"{"decision":"sidecar","reason":"has a sidecar"}"#;
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -82,6 +84,10 @@ fn the_request_says_what_the_contract_says() {
     assert!((1..=2000).contains(&left), "{left}");
     let mut body = seen.body;
     body["Sluice"]["DeadlineMs"] = 0.into();
+    let host = std::fs::metadata(own_netns()).unwrap().ino();
+    assert_eq!(body["Sluice"]["HostNetns"]["Ino"], host, "where the plugin runs");
+    assert!(body["Sluice"]["HostNetns"]["Dev"].is_u64());
+    body["Sluice"].as_object_mut().unwrap().remove("HostNetns");
     assert_eq!(
         body,
         serde_json::json!({

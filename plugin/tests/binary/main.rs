@@ -9,6 +9,7 @@ mod agent;
 mod differential;
 mod environment;
 mod lifecycle;
+mod skew;
 mod stand;
 mod stdin;
 mod syscalls;

@@ -103,6 +103,11 @@ impl Machine {
             (Want::Present(_), Some(Status::Taken(_) | Status::Refused(_))) if !newest => {
                 return del();
             }
+            (Want::Present(proxy), Some(Status::Kept))
+                if !newest && peer.runs_another(uid, &proxy) =>
+            {
+                return del();
+            }
             (Want::Present(_), _) if !newest => return None,
             (Want::Present(proxy), _) => proxy,
         };

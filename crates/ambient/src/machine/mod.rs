@@ -1,7 +1,7 @@
 //! The state machine. [`Machine::on`] notes what an event says, then brings every pod
 //! that it concerns one step further, then talks to the ztunnels, until nothing is due.
 //!
-//! A pod is never driven by the event itself: [`Machine::advance`] compares what it is
+//! A pod is never driven by the event itself: `advance` compares what it is
 //! with what it is to be, whatever led there, so that an order of events that nobody
 //! thought of ends where any other does.
 
@@ -24,14 +24,22 @@ pub use view::{Audit, PodView, SessionView};
 
 use crate::action::{Action, Report, Standing};
 use crate::config::Config;
-use crate::event::{Annotation, Event, PodState};
+use crate::event::{Annotation, Event, Identity, PodState};
 use crate::id::{NetnsId, PeerId, PodUid, RequestId, SessionId, TimerId};
 use desk::{Alarm, Desk, Work};
 use pod::{Goal, Pod, Pods, Proxy, Rules};
 use probe::{Claim, Probes};
 use request::{Add, Request};
 use session::{Peer, Session};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Names remembered for the sake of mirror pods.
+const REMEMBERED_NAMES: usize = 256;
+
+/// What a pod of another uid may share.
+fn name(identity: &Identity) -> (String, String) {
+    (identity.namespace.clone(), identity.name.clone())
+}
 
 /// All of ambient capture on a node.
 #[derive(Debug)]
@@ -47,6 +55,9 @@ pub struct Machine {
     /// What ztunnels may run from before the start, by the records.
     inherited: Vec<(PodUid, Proxy)>,
     probes: Probes,
+    /// Names (namespace, name) of deleted pods whose rules were left to die with their
+    /// sandbox. The mirror of a static pod gets a new uid in the same sandbox.
+    left_behind: VecDeque<(String, String)>,
     /// Pods that something has changed for.
     dirty: BTreeSet<PodUid>,
     listed: bool,
@@ -74,6 +85,7 @@ impl Machine {
             peers: BTreeMap::new(),
             inherited: Vec::new(),
             probes: Probes::default(),
+            left_behind: VecDeque::new(),
             dirty: BTreeSet::new(),
             listed: false,
             settled: false,
@@ -160,8 +172,11 @@ impl Machine {
         if before.1.as_ref() != Some(&state.identity) {
             pod.held = None;
         }
-        let annotated = matches!(state.annotation, Annotation::Enabled | Annotation::Pending);
-        if annotated && pod.place == pod::Place::Unknown && !pod.recorded {
+        let known = pod.state.as_ref().map(|s| s.annotation);
+        let newly = known != Some(state.annotation)
+            && matches!(state.annotation, Annotation::Enabled | Annotation::Pending);
+        let inherits = known.is_none() && self.left_behind.contains(&name(&state.identity));
+        if (newly || inherits) && pod.place == pod::Place::Unknown {
             pod.maybe_rules = true;
         }
         let annotation = state.annotation;
@@ -173,6 +188,22 @@ impl Machine {
             self.reconsider(&uid);
         }
         self.dirty.insert(uid);
+    }
+
+    /// A pod ended with rules in its namespace, which is to die. Should its successor be
+    /// in the same one, it may have to be rid of them.
+    fn leave_behind(&mut self, uid: &PodUid) {
+        let Some(state) = self.pods.get(uid).and_then(|pod| pod.state.as_ref()) else { return };
+        let left = name(&state.identity);
+        for (_, pod) in self.pods.iter_mut().filter(|(other, _)| *other != uid) {
+            let same = pod.state.as_ref().is_some_and(|s| name(&s.identity) == left);
+            pod.maybe_rules |= same && pod.place == pod::Place::Unknown;
+        }
+        self.left_behind.retain(|known| *known != left);
+        self.left_behind.push_back(left);
+        if self.left_behind.len() > REMEMBERED_NAMES {
+            self.left_behind.pop_front();
+        }
     }
 
     fn on_listed(&mut self) {
@@ -300,7 +331,7 @@ impl Machine {
         let Some(pod) = self.pods.get(uid) else { return true };
         pod.placed().is_none()
             && pod.step.is_none()
-            && !pod.maybe_rules
+            && !pod.hides_rules()
             && pod.requests.is_empty()
             && pod.standing == Standing::Outside
             && (pod.gone || pod.marker.seen == Annotation::Absent)

@@ -76,35 +76,36 @@ impl Machine {
         uid: PodUid,
         identity: Option<Identity>,
         sandbox: Option<SandboxId>,
-        netns: NetnsId,
+        netns: Option<NetnsId>,
     ) {
+        let pod = self.pods.entry(uid.clone()).or_insert_with(Pod::new);
+        pod.recorded = true;
+        self.dirty.insert(uid.clone());
+        let known = pod.placed().is_some();
+        let Some(netns) = netns else {
+            pod.maybe_rules |= !known;
+            return;
+        };
         if let Some(owner) = self.other_owner(&uid, netns) {
             self.desk.report(&uid, Report::Conflict { netns, owner });
-            return;
-        }
-        let pod = self.pods.entry(uid.clone()).or_insert_with(Pod::new);
-        if self.listed || pod.placed().is_some() {
+        } else if self.listed || known {
             self.release_unowned(netns);
-            return;
+        } else {
+            if let Some(identity) = identity {
+                self.inherited.push((uid.clone(), Proxy { identity, netns }));
+            }
+            self.enter(&uid, Placed { netns, sandbox, by: By::Record });
         }
-        if let Some(identity) = identity {
-            self.inherited.push((uid.clone(), Proxy { identity, netns }));
-        }
-        self.enter(&uid, Placed { netns, sandbox, by: By::Record });
     }
 
     /// Looks for the pod's namespace where that is due.
     pub(super) fn search(&mut self, uid: &PodUid, goal: Goal) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        if goal == Goal::Leave && pod.ips().is_empty() {
-            // It does not run.
-            pod.maybe_rules = false;
-        }
         let sought = match (goal, &pod.place) {
             (_, Place::At(_)) => return,
             (Goal::In(_), Place::Unknown) => true,
             (Goal::In(_), Place::Lost { .. }) => !pod.deleting(),
-            (Goal::Leave, Place::Unknown) => pod.maybe_rules,
+            (Goal::Leave, Place::Unknown) => pod.hides_rules(),
             (Goal::Wait | Goal::Gone | Goal::Leave, _) => false,
         };
         if !sought {

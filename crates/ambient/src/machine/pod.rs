@@ -209,9 +209,14 @@ impl Pod {
                 self.proxy().map_or(Want::AsIs, Want::Present)
             }
             (Goal::Leave, Place::At(_), Rules::Absent) => Want::Absent,
-            (Goal::Leave, Place::Unknown, _) if !self.maybe_rules => Want::Absent,
+            (Goal::Leave, Place::Unknown, _) if !self.hides_rules() => Want::Absent,
             (Goal::Wait | Goal::In(_) | Goal::Leave, _, _) => Want::AsIs,
         }
+    }
+
+    /// It runs, and its namespace, which is not known, may have rules in it.
+    pub(super) fn hides_rules(&self) -> bool {
+        self.maybe_rules && !self.ips().is_empty()
     }
 
     pub(super) fn deleting(&self) -> bool {

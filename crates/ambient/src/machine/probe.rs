@@ -169,7 +169,11 @@ impl Probes {
         let Some(under_way) = slot.step.take_if(|s| s.id == step) else {
             return (Vec::new(), Told::Nothing);
         };
-        let former = under_way.claim.as_ref().map(|c| c.uid.clone());
+        let mut concerned: Vec<PodUid> = slot.claims.iter().map(|c| c.uid.clone()).collect();
+        concerned.extend(under_way.claim.as_ref().map(|c| c.uid.clone()));
+        if let Present::Set(former) = &slot.present {
+            concerned.push(former.uid.clone());
+        }
         let told = match result {
             _ if under_way.void => {
                 slot.present = Present::Unknown;
@@ -184,8 +188,7 @@ impl Probes {
                 slot.retry.fail(desk, config, Alarm::Probe(ip), failure.to_string(), false)
             }
         };
-        let owners = slot.claims.iter().map(|c| c.uid.clone());
-        (owners.chain(former).collect(), told)
+        (concerned, told)
     }
 
     pub(super) fn ring(&mut self, ip: IpAddr, timer: crate::id::TimerId) {

@@ -11,11 +11,19 @@ impl Machine {
     /// Starts the next kernel step of a pod, if one is due.
     pub(super) fn program(&mut self, uid: &PodUid, goal: Goal) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
-        let (Some(netns), None) = (pod.netns(), pod.step) else { return };
+        let Some(netns) = pod.netns() else { return };
+        if pod.step.is_some() && goal != Goal::Gone {
+            return;
+        }
         let leaving = match (goal, pod.rules) {
             (Goal::In(options), Rules::Proved(present)) if present == options => return,
             (Goal::In(_), _) => false,
-            (Goal::Leave, Rules::Absent) | (Goal::Gone, _) => {
+            (Goal::Gone, _) => {
+                self.leave_behind(uid);
+                self.leave(uid, true);
+                return;
+            }
+            (Goal::Leave, Rules::Absent) => {
                 self.leave(uid, true);
                 return;
             }

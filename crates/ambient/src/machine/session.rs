@@ -181,6 +181,11 @@ impl Peer {
             .any(|(other, proxies)| other != uid && proxies.iter().any(|p| p.netns == netns))
     }
 
+    /// It may run the pod in another namespace, or under another name.
+    pub(super) fn runs_another(&self, uid: &PodUid, proxy: &Proxy) -> bool {
+        self.running.get(uid).is_some_and(|proxies| proxies.iter().any(|p| p != proxy))
+    }
+
     /// It may run the pod under another name. An Add would not change that.
     pub(super) fn misnames(&self, uid: &PodUid, identity: &Identity) -> bool {
         self.running.get(uid).is_some_and(|proxies| proxies.iter().any(|p| p.identity != *identity))

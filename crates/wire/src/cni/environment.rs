@@ -92,8 +92,6 @@ pub struct Environment {
     pub if_name: String,
     /// `CNI_ARGS`, not yet parsed: see [`super::Args`].
     pub args: String,
-    /// `CNI_NETNS_OVERRIDE`: the namespace may be the plugin's own.
-    pub netns_override: bool,
 }
 
 impl Environment {
@@ -128,14 +126,7 @@ impl Environment {
         if command.needs(Variable::IfName) {
             check_if_name(&if_name)?;
         }
-        let netns_override = text("CNI_NETNS_OVERRIDE", &get)?;
-        Ok(Self {
-            container_id,
-            netns,
-            if_name,
-            args: text("CNI_ARGS", &get)?,
-            netns_override: netns_override == "1" || netns_override.eq_ignore_ascii_case("true"),
-        })
+        Ok(Self { container_id, netns, if_name, args: text("CNI_ARGS", &get)? })
     }
 }
 

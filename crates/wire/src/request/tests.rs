@@ -50,6 +50,7 @@ fn a_request_of_ours_is_a_superset_of_istios() {
             deadline_ms: 4500,
             pod_annotations: Some([("sidecar.istio.io/status".to_owned(), "{}".to_owned())].into()),
             cgroup_path: "/kubepods/pod1".into(),
+            host_netns: Some(NetnsFile { dev: 4, ino: 4026531840 }),
         }),
     };
     assert_eq!(
@@ -58,7 +59,8 @@ fn a_request_of_ours_is_a_superset_of_istios() {
             r#"{"Netns":"/n","PodName":"p","PodNamespace":"ns","#,
             r#""IPs":[{"Interface":0,"Address":{"IP":"10.0.0.5","Mask":"////AA=="},"Gateway":""}],"#,
             r#""Sluice":{"Version":1,"ContainerID":"c","IfName":"eth0","PodUID":"","DeadlineMs":4500,"#,
-            r#""PodAnnotations":{"sidecar.istio.io/status":"{}"},"CgroupPath":"/kubepods/pod1"}}"#
+            r#""PodAnnotations":{"sidecar.istio.io/status":"{}"},"CgroupPath":"/kubepods/pod1","#,
+            r#""HostNetns":{"Dev":4,"Ino":4026531840}}}"#
         )
     );
 }

@@ -12,10 +12,15 @@ use e2e_node::lab::Scratch;
 use e2e_node::process::Running;
 use e2e_node::programs::Programs;
 use e2e_node::runtime::Conflist;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use root::Mount;
 use serde_json::{Map, Value, json};
+use std::io::{IoSlice, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use wire::request::Endpoint;
 
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
@@ -103,6 +108,32 @@ fn pause(pod: &Pod) -> Running {
     pause
 }
 
+/// The question of another plugin than ours; `with` is the descriptor that comes along.
+fn ask(stage: &Stage, request: &Value, with: Option<&Pod>) -> (u16, Value) {
+    let path = stage.cluster.directories.run.join("pluginevent.sock");
+    let mut stream = UnixStream::connect(path).unwrap();
+    let bytes = wire::http::request(Endpoint::Add, request.to_string().as_bytes());
+    let fds: Vec<_> = with.iter().map(|pod| pod.sandbox.netns().as_fd().as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    let first = [IoSlice::new(&bytes)];
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &first, rights, MsgFlags::empty(), None).unwrap();
+    assert_eq!(sent, bytes.len());
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = wire::http::response(&answer, true).unwrap().unwrap();
+    (answer.status, serde_json::from_slice(answer.body).unwrap())
+}
+
+/// As an older plugin of ours asks, which does not say where it runs.
+fn older(pod: &Pod, name: &str) -> Value {
+    json!({
+        "Netns": pod.sandbox.path(), "PodName": name, "PodNamespace": NAMESPACE, "IPs": null,
+        "Sluice": {"Version": 1, "ContainerID": pod.attachment.container, "IfName": "eth0",
+            "PodUID": format!("uid-of-{name}"), "DeadlineMs": 4500},
+    })
+}
+
 fn has_rules(pod: &Pod) -> bool {
     pod.sandbox.load(&["nft", "list", "ruleset"], "").unwrap().contains("istio-proxy")
 }
@@ -176,4 +207,32 @@ fn the_entry_says_whether_the_agent_is_on_the_host() {
         let said = chain["plugins"][1].get("agent_host_network");
         assert_eq!(said, is_seen.then_some(&json!(true)), "{chain}");
     }
+}
+
+/// Without the host's processes only the plugin tells which namespace is the host's: it
+/// runs in it. Until one does, no pod is programmed.
+#[test]
+fn the_plugin_says_which_namespace_is_the_hosts() {
+    let mut stage = Stage::create("blind", &[]);
+    stage.start(&[]);
+    let manifest = sidecar_pod(NAMESPACE, "meshed", &json!({}), &[]);
+    stage.put(manifest.clone());
+    stage.put(plain_pod(NAMESPACE, "plain"));
+    let mut pod = stage.sandbox(&manifest);
+    let (status, body) = ask(&stage, &older(&pod, "meshed"), Some(&pod));
+    assert_eq!((status, &body["code"]), (500, &json!(105)), "{body}");
+    assert!(body["msg"].as_str().unwrap().contains("cannot be told"), "{body}");
+    let (status, body) = ask(&stage, &older(&pod, "plain"), Some(&pod));
+    assert_eq!((status, &body["decision"]), (200, &json!("skip")), "{body}");
+    // Its own namespace, and so the host's.
+    let mut request = older(&pod, "meshed");
+    let id = pod.sandbox.netns().id();
+    request["Sluice"]["HostNetns"] = json!({"Dev": id.dev, "Ino": id.ino});
+    let (status, body) = ask(&stage, &request, Some(&pod));
+    assert_eq!((status, &body["code"]), (500, &json!(105)), "{body}");
+    assert!(body["msg"].as_str().unwrap().contains("the host's own"), "{body}");
+    assert!(!has_rules(&pod));
+
+    stage.cluster.attach(&mut pod).unwrap();
+    assert!(has_rules(&pod));
 }

@@ -14,6 +14,7 @@ mod fault;
 mod figure;
 mod moment;
 mod pod;
+mod skew;
 mod stage;
 mod token;
 

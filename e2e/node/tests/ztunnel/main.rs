@@ -5,6 +5,9 @@
 
 mod faults;
 mod life;
+mod mesh;
 mod requests;
 mod scripted;
+mod served;
+mod traffic;
 mod unreadable;

@@ -278,3 +278,16 @@ fn without_ipv6_on_lo_the_wildcards_work_all_the_same() {
     want.retain(|line| !line.contains("::1"));
     assert_eq!(listeners(&pod), want);
 }
+
+/// ztunnel leaves IPV6_V6ONLY alone, and acknowledges what does not work.
+#[test]
+fn where_sockets_are_of_one_family_ipv4_is_not_listened_to() {
+    let stage = Stage::set(|_| {});
+    let pod = stage.pod("a");
+    pod.sysctl("ipv6/bindv6only", "1").unwrap();
+    assert_eq!(stage.agent.add("u1", &pod), Response::Ack);
+    let connect = |to: &'static str| {
+        sys::netns::within(pod.netns(), || std::net::TcpStream::connect(to)).unwrap().is_ok()
+    };
+    assert!(connect("[::1]:15008") && !connect("127.0.0.1:15008"));
+}
