@@ -80,8 +80,8 @@ fn decode(kind: u8, a: u8, b: u8) -> Op {
     };
     // The weight of each is the length of its range.
     match kind {
-        0..8 => Op::Create { slot, wanted: often(80), probes: b % 4 != 0 },
-        8..19 => Op::Sandbox { slot, told: often(80), overlap: b % 3 == 0, two: b % 4 == 0 },
+        0..8 => Op::Create { slot, wanted: often(80), probes: often(75) },
+        8..19 => Op::Sandbox { slot, told: often(80), overlap: a > 40, two: b % 4 < 1 },
         19..32 => Op::Watch { count: 1 + pick / 2 },
         32..57 => Op::Step { pick, outcome },
         57..67 => Op::Connect { z },
