@@ -37,7 +37,8 @@ clean_leftovers() {
     pid=${pid%%-*}
     [ ! -d "/proc/$pid" ] || continue
     say "removing $dir, left by a run that was killed"
-    for mounted in "$dir"/netns/*; do
+    # Namespaces, and small file systems in place of its directories.
+    for mounted in "$dir"/netns/* "$dir"/*; do
       umount -l "$mounted" 2>/dev/null || true
     done
     rm -rf "$dir" || true

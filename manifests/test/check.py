@@ -245,9 +245,12 @@ def check_hook(suite, helm):
     first, hold = nodes["initContainers"][0], nodes["containers"][0]
     suite.equal("hook: cleans before it counts as ready", first["command"], ["/usr/local/bin/sluice", "cleanup"])
     suite.equal("hook: holds", hold["command"], ["/usr/local/bin/sluice", "cleanup", "--hold"])
-    suite.equal("hook: power on the nodes", first["securityContext"]["capabilities"]["add"], ["DAC_OVERRIDE"])
-    suite.equal("hook: what it writes to", mounts(nodes, first), facts.MOUNTS | {"/host/proc": None})
-    suite.equal("hook: knows how it was installed", first["envFrom"], [{"configMapRef": {"name": "istio-cni-config", "optional": True}}])
+    # What holds takes out again what a restarted agent installs: it needs the same.
+    for container in (first, hold):
+        who = f"hook: {container['name']}"
+        suite.equal(f"{who}: power on the nodes", container["securityContext"]["capabilities"], {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]})
+        suite.equal(f"{who}: what it writes to", mounts(nodes, container), facts.MOUNTS | {"/host/proc": None})
+        suite.equal(f"{who}: knows how it was installed", container["envFrom"], [{"configMapRef": {"name": "istio-cni-config", "optional": True}}])
     role = rendered.get("Role", "istio-cni-cleanup")["rules"]
     suite.equal(
         "hook: the Job reads one DaemonSet", role,
@@ -256,10 +259,9 @@ def check_hook(suite, helm):
     job = rendered.get("Job", "istio-cni-node-cleanup-wait")["spec"]
     wait = job["template"]["spec"]["containers"][0]
     suite.equal("hook: the Job's limit is after its program's", (job["activeDeadlineSeconds"], wait["command"][-1]), (180, "--timeout=120s"))
-    for container in (hold, wait):
-        context = container["securityContext"]
-        got = context["runAsNonRoot"], context["capabilities"], container.get("volumeMounts")
-        suite.equal(f"hook: {container['name']} has no power", got, (True, {"drop": ["ALL"]}, None))
+    context = wait["securityContext"]
+    got = context["runAsNonRoot"], context["capabilities"], wait.get("volumeMounts")
+    suite.equal("hook: what waits has no power", got, (True, {"drop": ["ALL"]}, None))
     # Found by the plugin as the agent's own, whose pods always pass (reference 2.4).
     for name in ("istio-cni-node-cleanup", "istio-cni-node-cleanup-wait"):
         suite.check(f"hook: {name} passes the plugin", "" if name.startswith("istio-cni-node-") else "another name")

@@ -76,8 +76,11 @@ pub(crate) struct Record {
     pub(crate) version: u32,
     /// The sandbox.
     pub(crate) sandbox: String,
-    /// The interface it was added with.
+    /// The interface it was added with first, of those that it still has.
     pub(crate) interface: String,
+    /// All of them: with Multus the chain runs for each. An older record has one.
+    #[serde(default)]
+    pub(crate) interfaces: BTreeSet<String>,
     /// The pod.
     pub(crate) pod: PodKey,
     /// Its network namespace.
@@ -175,6 +178,33 @@ impl Record {
     /// Format of the file that this version writes.
     pub(crate) const VERSION: u32 = VERSION;
 
+    /// The interfaces, whoever wrote them.
+    pub(crate) fn attached(&self) -> BTreeSet<String> {
+        let mut all = self.interfaces.clone();
+        all.insert(self.interface.clone());
+        all
+    }
+
+    /// Has these interfaces only, of which there is one at least.
+    fn keep(&mut self, interfaces: BTreeSet<String>) {
+        if !interfaces.contains(&self.interface)
+            && let Some(first) = interfaces.first()
+        {
+            self.interface.clone_from(first);
+        }
+        self.interfaces = interfaces;
+    }
+
+    /// What an earlier record of the same namespace says besides: its interfaces.
+    pub(crate) fn join(&mut self, before: &Self) {
+        if self.netns == before.netns {
+            let mut all = self.attached();
+            self.interface.clone_from(&before.interface);
+            all.extend(before.attached());
+            self.interfaces = all;
+        }
+    }
+
     /// The pod as the plan saw it.
     pub(crate) fn pod(&self) -> Pod {
         Pod {
@@ -223,6 +253,17 @@ pub(crate) enum RecordError {
         /// Its format.
         version: u32,
     },
+}
+
+/// What became of a sandbox's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// There was none.
+    Unknown,
+    /// Other interfaces have it.
+    Stays,
+    /// It is gone.
+    Removed,
 }
 
 /// The directory of records.
@@ -306,23 +347,54 @@ impl Records {
         }
     }
 
-    /// Removes the records of sandboxes that are not among `live`, and says which.
-    /// Goes on past errors.
+    /// Takes an interface from a sandbox, and its record with the last one.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be changed.
+    pub(crate) fn detach(&self, id: &SandboxId, interface: &str) -> Result<Detached, RecordError> {
+        self.reduce(id, |attached| attached != interface)
+    }
+
+    /// Takes away the interfaces, and the records of sandboxes, that are not among
+    /// `live`, and says which records. Goes on past errors.
     pub(crate) fn retain(&self, live: &[Attachment]) -> (Vec<SandboxId>, Vec<RecordError>) {
-        let live: BTreeSet<&str> = live.iter().map(|a| a.container_id.as_str()).collect();
+        let live: BTreeSet<(&str, &str)> =
+            live.iter().map(|a| (a.container_id.as_str(), a.if_name.as_str())).collect();
         let (mut removed, mut errors) = (Vec::new(), Vec::new());
         for id in self.ids() {
             // The runtime knows such a sandbox by another name.
-            if live.contains(id.as_str()) || id.is_of_found() {
+            if id.is_of_found() {
                 continue;
             }
-            match self.remove(&id) {
-                Ok(true) => removed.push(id),
-                Ok(false) => {}
+            match self.reduce(&id, |attached| live.contains(&(id.as_str(), attached))) {
+                Ok(Detached::Removed) => removed.push(id),
+                Ok(_) => {}
                 Err(error) => errors.push(error),
             }
         }
         (removed, errors)
+    }
+
+    fn reduce(
+        &self,
+        id: &SandboxId,
+        stays: impl Fn(&str) -> bool,
+    ) -> Result<Detached, RecordError> {
+        // One that cannot be read is of no use to the interfaces that stay.
+        if let Ok(Some(mut record)) = self.read(id) {
+            let before = record.attached();
+            let left: BTreeSet<String> =
+                before.iter().filter(|name| stays(name)).cloned().collect();
+            if !left.is_empty() {
+                if left != before {
+                    record.keep(left);
+                    self.write(id, &record)?;
+                }
+                return Ok(Detached::Stays);
+            }
+        }
+        Ok(if self.remove(id)? { Detached::Removed } else { Detached::Unknown })
     }
 
     /// The sandboxes that have a record.
@@ -375,6 +447,7 @@ mod tests {
             version: VERSION,
             sandbox: id.into(),
             interface: "eth0".into(),
+            interfaces: BTreeSet::new(),
             pod: PodKey { namespace: "n".into(), name: "p".into(), uid: None },
             netns: Namespace { dev: 4, ino: 4026531840 },
             backend: "nftables".into(),
@@ -444,6 +517,43 @@ mod tests {
         // No runtime lists it.
         let (removed, errors) = records.retain(&[]);
         assert!(removed.is_empty() && errors.is_empty());
+    }
+
+    #[test]
+    fn a_sandbox_has_a_record_until_its_last_interface_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let id = SandboxId::new("a").unwrap();
+        // Of an agent that knew one only.
+        let older = serde_json::to_string(&record("a")).unwrap().replace("\"interfaces\":[],", "");
+        assert!(!older.contains("interfaces"));
+        fs::write(dir.path().join("sandboxes/a.json"), older).unwrap();
+        let older = records.read(&id).unwrap().unwrap();
+        assert_eq!(older, record("a"));
+        let mut more = Record { interface: "net1".into(), ..record("a") };
+        more.join(&older);
+        assert_eq!(more.attached(), BTreeSet::from(["eth0".to_owned(), "net1".to_owned()]));
+        assert_eq!(more.interface, "eth0", "what an older agent or the plugin looks at");
+        // Another sandbox of that name.
+        let mut other = Record { netns: Namespace { dev: 4, ino: 5 }, ..record("a") };
+        other.join(&more);
+        assert_eq!(other.attached().len(), 1);
+
+        records.write(&id, &more).unwrap();
+        let detach = |name: &str| records.detach(&id, name).unwrap();
+        assert_eq!(detach("net7"), Detached::Stays);
+        assert_eq!(records.read(&id).unwrap().unwrap(), more);
+        assert_eq!(detach("eth0"), Detached::Stays);
+        let left = records.read(&id).unwrap().unwrap();
+        assert_eq!((left.interface.as_str(), left.attached().len()), ("net1", 1));
+        assert_eq!(detach("net1"), Detached::Removed);
+        assert_eq!(detach("net1"), Detached::Unknown);
+
+        records.write(&id, &more).unwrap();
+        let live = |name: &str| [Attachment { container_id: "a".into(), if_name: name.into() }];
+        assert!(records.retain(&live("net1")).0.is_empty());
+        assert_eq!(records.read(&id).unwrap().unwrap().attached().len(), 1);
+        assert_eq!(records.retain(&live("eth0")).0, [id]);
     }
 
     #[test]

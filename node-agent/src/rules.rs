@@ -5,8 +5,9 @@ use crate::config::{Compat, RulesArgs, RulesFormat};
 use crate::input;
 use crate::source::manifest;
 use anyhow::{Context, Result, bail};
-use redirect::case::Case;
-use redirect::compile::compile;
+use redirect::ambient::AmbientPlan;
+use redirect::case::{AmbientCase, Case};
+use redirect::compile::{ambient, compile};
 use redirect::desired::{Desired, Dialect, Form};
 use redirect::net::Family;
 use redirect::plan::Plan;
@@ -24,7 +25,7 @@ use std::path::Path;
 /// Names the file, the field and the value that is wrong.
 pub(crate) fn rules(args: &RulesArgs) -> Result<String> {
     let plan = match (&args.pod, &args.case) {
-        (Some(path), _) => of_pod(args, &input::pod(path)?.0, path)?,
+        (Some(path), _) => AnyPlan::Sidecar(of_pod(args, &input::pod(path)?.0, path)?),
         (None, Some(path)) => of_case(args, path)?,
         (None, None) => bail!("want --pod or --case"),
     };
@@ -32,14 +33,29 @@ pub(crate) fn rules(args: &RulesArgs) -> Result<String> {
         Some(Compat::Istio) => Form::Istio(dialect),
         None => Form::Sluice,
     };
-    let iptables = || compile(&plan, form(Dialect::Iptables));
-    let nftables = || compile(&plan, form(Dialect::Nftables));
+    let iptables = || plan.compile(form(Dialect::Iptables));
+    let nftables = || plan.compile(form(Dialect::Nftables));
     Ok(match args.format {
         RulesFormat::Iptables => redirect::iptables::render(&iptables(), Family::V4),
         RulesFormat::Ip6tables => redirect::iptables::render(&iptables(), Family::V6),
         RulesFormat::Nft => redirect::nft::render(&nftables()),
         RulesFormat::Json => format!("{:#}\n", document(&iptables(), &nftables())),
     })
+}
+
+/// What a file makes.
+enum AnyPlan {
+    Sidecar(Plan),
+    Ambient(AmbientPlan),
+}
+
+impl AnyPlan {
+    fn compile(&self, form: Form) -> Desired {
+        match self {
+            Self::Sidecar(plan) => compile(plan, form),
+            Self::Ambient(plan) => ambient(plan, form),
+        }
+    }
 }
 
 fn of_pod(args: &RulesArgs, pod: &Pod, path: &Path) -> Result<Plan> {
@@ -57,21 +73,28 @@ struct CaseFile<'a> {
     pod: Option<&'a RawValue>,
 }
 
-fn of_case(args: &RulesArgs, path: &Path) -> Result<Plan> {
+fn of_case(args: &RulesArgs, path: &Path) -> Result<AnyPlan> {
     let text = input::text(path)?;
     let at = || path.display().to_string();
     let file: CaseFile<'_> = serde_json::from_str(&text).with_context(at)?;
     match (file.config, file.pod) {
+        (Some(config), None) if AmbientCase::is_one(config.get()) => {
+            let case = AmbientCase::parse(config.get()).with_context(at)?;
+            if case.host {
+                bail!("{}: rules of a host, not of a pod", path.display());
+            }
+            case.plan().map(AnyPlan::Ambient).with_context(at)
+        }
         (Some(config), None) => {
             let case = Case::parse(config.get()).with_context(at)?;
-            case.plan().with_context(at)
+            case.plan().map(AnyPlan::Sidecar).with_context(at)
         }
         (None, Some(pod)) => {
             let objects = manifest::parse(pod.get()).with_context(at)?;
             let [pod] = objects.pods.as_slice() else {
                 bail!("{}: key `pod` holds no Pod", path.display());
             };
-            of_pod(args, pod, path)
+            of_pod(args, pod, path).map(AnyPlan::Sidecar)
         }
         (Some(_), Some(_)) => bail!("{}: has both `config` and `pod`: want one", path.display()),
         (None, None) => bail!("{}: has neither `config` nor `pod`", path.display()),
@@ -92,7 +115,9 @@ fn document(iptables: &Desired, nftables: &Desired) -> Value {
             "marks": routing.marks.iter().map(|m| json!({
                 "family": match m.family { Family::V4 => "v4", Family::V6 => "v6" },
                 "mark": m.mark,
+                "mask": m.mask,
                 "table": m.table,
+                "priority": m.priority,
             })).collect::<Vec<_>>(),
         },
     })

@@ -146,11 +146,11 @@ impl Agent {
         if answer.status == 200 {
             // Istio's own agent answers with an empty body. It would have done
             // what is ambient's and nothing for a sidecar, so it is no yes.
-            return serde_json::from_slice(answer.body).map_err(|e| {
+            return wire::json::decode(answer.body).map_err(|e| {
                 self.nonsense(&format!("status 200 without a decision: {e}"), answer.body)
             });
         }
-        match serde_json::from_slice::<Error>(answer.body) {
+        match wire::json::decode::<Error>(answer.body) {
             Ok(error) if error.code != 0 && !error.msg.is_empty() => {
                 Err(AskError::Refused(Error::new(
                     error.code,

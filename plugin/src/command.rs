@@ -217,19 +217,28 @@ fn del(deadline: Deadline, report: &mut Report) -> Result<(), Error> {
     // and a pod whose arguments are broken still has its sandbox's id.
     let args = Args::parse(&environment.args).unwrap_or_default();
     describe(report, &environment, &args);
-    if let Ok(run_dir) = RunDir::open(config.run_dir()) {
-        run_dir.forget(&environment.container_id);
-        if run_dir.is_being_removed() {
-            report.outcome(LogLevel::Debug, "nothing to do", LEAVING);
-            return Ok(());
-        }
+    let forget = || {
+        let run_dir = RunDir::open(config.run_dir()).ok()?;
+        run_dir.forget(&environment.container_id, &environment.if_name);
+        Some(())
+    };
+    if is_being_removed(&config) {
+        forget();
+        report.outcome(LogLevel::Debug, "nothing to do", LEAVING);
+        return Ok(());
     }
     let agent = Agent::new(&config, deadline.with_length(config.timeout()).or_after(DEL_PATIENCE));
     let request = pod_request(&agent, &environment, &args);
-    let answer =
-        agent.ask(Endpoint::Del, &request, None, &|| false).map_err(AskError::into_error)?;
-    report.outcome(LogLevel::Debug, "the agent forgot the sandbox", &answer.reason);
-    Ok(())
+    match agent.ask(Endpoint::Del, &request, None, &|| false) {
+        Ok(answer) => {
+            report.outcome(LogLevel::Debug, "the agent forgot the interface", &answer.reason);
+            Ok(())
+        }
+        Err(error) => {
+            forget();
+            Err(error.into_error())
+        }
+    }
 }
 
 /// A node whose network is not ready starts no pod but those of the host's network, so

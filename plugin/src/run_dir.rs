@@ -62,6 +62,9 @@ impl RunDir {
         }
         let directory = private(&directory)?;
         let path = directory.join(passed::file_name(&passed.container));
+        if first_interface(&path).is_some_and(|first| first != passed.interface) {
+            return Ok(());
+        }
         let count = fs::read_dir(&directory)?.take(passed::MAX_FILES).count();
         if count >= passed::MAX_FILES && !path.exists() {
             return Err(io::Error::other(format!(
@@ -84,14 +87,28 @@ impl RunDir {
         written
     }
 
-    /// A sandbox that is deleted needs no look and no record any more. The agent has
-    /// removed them already when it could be told.
-    pub(crate) fn forget(&self, container: &str) {
+    /// A sandbox that is deleted needs no look and no record any more, where the agent
+    /// could not be told. With Multus it may have other interfaces; the one that it was
+    /// added with first is deleted last.
+    pub(crate) fn forget(&self, container: &str, interface: &str) {
         for directory in [passed::DIRECTORY, passed::RECORDS] {
-            // Mostly there is none. One that stays is the agent's to clean up.
-            let _ = fs::remove_file(self.path.join(directory).join(passed::file_name(container)));
+            let path = self.path.join(directory).join(passed::file_name(container));
+            if first_interface(&path).is_none_or(|first| first == interface) {
+                // Mostly there is none. One that stays is the agent's to clean up.
+                let _ = fs::remove_file(path);
+            }
         }
     }
+}
+
+/// The interface that a sandbox was added with first, by its note or its record.
+fn first_interface(path: &Path) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Added {
+        interface: String,
+    }
+    let added: Added = wire::json::decode(&fs::read(path).ok()?).ok()?;
+    Some(added.interface).filter(|name| !name.is_empty())
 }
 
 fn create(path: &Path) -> io::Result<File> {

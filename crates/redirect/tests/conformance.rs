@@ -157,7 +157,9 @@ fn assert_tables(name: &str, case: &Value, desired: &Desired) {
 #[test]
 fn sidecar_cases_are_istios() {
     for (name, case) in cases("sidecar") {
-        let plan = Case::parse(&case["config"].to_string()).unwrap().plan().unwrap();
+        let config = case["config"].to_string();
+        assert!(!AmbientCase::is_one(&config), "{name}");
+        let plan = Case::parse(&config).unwrap().plan().unwrap();
         assert_iptables(&name, &case, &plan);
         let desired = compile(&plan, Form::Istio(Dialect::Nftables));
         let text = nft::render(&desired);
@@ -169,7 +171,9 @@ fn sidecar_cases_are_istios() {
 fn ambient_cases_are_istios() {
     let mut compared = 0;
     for (name, case) in cases("ambient") {
-        let options = AmbientCase::parse(&case["config"].to_string()).unwrap();
+        let config = case["config"].to_string();
+        assert!(AmbientCase::is_one(&config), "{name}");
+        let options = AmbientCase::parse(&config).unwrap();
         if options.host {
             continue;
         }

@@ -226,10 +226,10 @@ impl Snapshot {
         if bytes.len() > MAX_BYTES {
             return Err(SnapshotError::TooLarge);
         }
-        match serde_json::from_slice::<Self>(bytes) {
+        match crate::json::decode::<Self>(bytes) {
             Ok(snapshot) if snapshot.version == VERSION => Ok(snapshot),
             Ok(snapshot) => Err(SnapshotError::Version(snapshot.version)),
-            Err(error) => match serde_json::from_slice::<Format>(bytes) {
+            Err(error) => match crate::json::decode::<Format>(bytes) {
                 Ok(Format { version }) if version != VERSION => {
                     Err(SnapshotError::Version(version))
                 }

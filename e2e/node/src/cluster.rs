@@ -248,6 +248,8 @@ pub fn attempt(transport: Transport, who: Identity, to: SocketAddr) -> Attempt {
         gid: who.gid,
         from: None,
         to,
+        mark: None,
+        spoofed: false,
     }
 }
 

@@ -5,18 +5,21 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Groups that the data names and no machine has.
 const GROUPS: [(&str, u32); 2] = [("java", 59001), ("ftp", 59002)];
 
-/// Which of the two kinds of case.
+/// Which kind of case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Options of the rule generator.
     Sidecar,
     /// A pod, in a namespace with IPv4 only.
     Pod,
+    /// Options of an ambient pod. Cases about the host's rules are left out.
+    Ambient,
 }
 
 /// A case, group names replaced by numbers.
@@ -46,6 +49,17 @@ pub struct Facts {
     pub ipv6: bool,
     /// Inbound by TPROXY, with rules for it.
     pub tproxy: bool,
+    /// For ztunnel: where kubelet's probes come from.
+    pub ambient: Option<Probes>,
+}
+
+/// Source addresses of kubelet's probes.
+#[derive(Debug, Clone, Copy)]
+pub struct Probes {
+    /// IPv4.
+    pub v4: Ipv4Addr,
+    /// IPv6.
+    pub v6: Ipv6Addr,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -70,6 +84,7 @@ pub fn cases(kind: Kind) -> Result<Option<Vec<Case>>> {
     let folder = match kind {
         Kind::Sidecar => "sidecar",
         Kind::Pod => "pod",
+        Kind::Ambient => "ambient",
     };
     let dir = dir().join(folder);
     if !dir.is_dir() {
@@ -81,6 +96,10 @@ pub fn cases(kind: Kind) -> Result<Option<Vec<Case>>> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(&dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|ext| ext == "json"));
+    let of_host = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("hostprobe"))
+    };
+    paths.retain(|path| kind != Kind::Ambient || !of_host(path));
     paths.sort();
     let cases = paths.iter().map(|path| Case::read(kind, folder, path));
     let cases = cases.collect::<Result<Vec<_>>>()?;
@@ -90,10 +109,11 @@ pub fn cases(kind: Kind) -> Result<Option<Vec<Case>>> {
     Ok(Some(cases))
 }
 
-/// Replaces the group names of the data by numbers.
+/// Replaces the group names of the data by numbers, and its guests' interfaces by
+/// those that a guest of ours has.
 #[must_use]
 pub fn number_groups(text: &str) -> String {
-    let mut text = text.to_owned();
+    let mut text = text.replace("fake1s0f0", "eth1").replace("fake1s0f1", "eth9");
     for (name, number) in GROUPS {
         // A whole word in a comma list, a JSON string or a rule.
         for (before, after) in [(" ", " "), ("\"", ","), (",", "\""), (" ", "\n")] {
@@ -110,6 +130,7 @@ impl Case {
         let data: Data = serde_json::from_str(&number_groups(&text))
             .with_context(|| format!("parse {}", path.display()))?;
         let facts = match (&data.config, &data.pod) {
+            (Some(config), None) if kind == Kind::Ambient => Facts::of_ambient(config)?,
             (Some(config), None) => Facts::of_config(config)?,
             (None, Some(pod)) => Facts::of_pod(pod),
             _ => bail!("{}: neither config nor pod", path.display()),
@@ -156,6 +177,14 @@ impl Case {
     }
 }
 
+impl Probes {
+    /// Both.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+}
+
 impl Facts {
     fn of_config(config: &Value) -> Result<Self> {
         let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -172,6 +201,18 @@ impl Facts {
             ipv6: config.get("enable_ipv6").and_then(Value::as_bool) == Some(true),
             tproxy: text("inbound_interception_mode") == "TPROXY"
                 && !text("inbound_ports_include").is_empty(),
+            ambient: None,
+        })
+    }
+
+    fn of_ambient(config: &Value) -> Result<Self> {
+        let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default();
+        let v4 = text("host_probe_snat_v4").parse().context("host_probe_snat_v4")?;
+        let v6 = text("host_probe_snat_v6").parse().context("host_probe_snat_v6")?;
+        Ok(Self {
+            ipv6: config.get("enable_ipv6").and_then(Value::as_bool) == Some(true),
+            ambient: Some(Probes { v4, v6 }),
+            ..Self::default()
         })
     }
 
@@ -194,6 +235,7 @@ impl Facts {
             groups: Vec::new(),
             ipv6: false,
             tproxy: pod.pointer(mode).and_then(Value::as_str) == Some("TPROXY"),
+            ambient: None,
         }
     }
 }

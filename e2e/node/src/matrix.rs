@@ -1,13 +1,13 @@
 //! The packets that tell rule sets apart: who sends, from where, to whom, and
 //! what became of each.
 
-use crate::conformance::Facts;
+use crate::conformance::{Facts, Probes};
 use crate::lab::Scratch;
 use crate::lab::neighbourhood::{self as hood, Neighbourhood};
 use crate::packet::{Attempt, Fates, Transport, send};
 use crate::process::{Identity, Running};
 use crate::programs::Programs;
-use crate::rules::route_marked;
+use crate::rules::{route_marked, route_replies};
 use crate::stand_in::StandIn;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -45,12 +45,11 @@ impl Stage {
         facts: &Facts,
         programs: &Programs,
     ) -> Result<Self> {
-        Ok(Self {
-            facts: facts.clone(),
-            programs: programs.clone(),
-            servers: Vec::new(),
-            hood: Neighbourhood::create(scratch, name)?,
-        })
+        let hood = Neighbourhood::create(scratch, name)?;
+        if let Some(Probes { v4, v6 }) = facts.ambient {
+            hood.world.ip(&format!("addr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad\n"))?;
+        }
+        Ok(Self { facts: facts.clone(), programs: programs.clone(), servers: Vec::new(), hood })
     }
 
     /// Does what rules loaded by a tool leave to whoever loads them (reference
@@ -59,6 +58,9 @@ impl Stage {
     /// # Errors
     /// When it is there already.
     pub fn route(&self) -> Result<()> {
+        if self.facts.ambient.is_some() {
+            return route_replies(&self.hood.pod, self.facts.ipv6);
+        }
         if self.facts.ipv6 {
             let line = format!("addr add {}/128 dev lo nodad", hood::PASSTHROUGH_V6);
             self.hood.pod.ip(&line)?;
@@ -94,14 +96,22 @@ impl Stage {
             gid: facts.gids.first().copied().unwrap_or(1337),
             net_admin: facts.tproxy,
         };
-        let app = StandIn::direct("app", &TCP_PORTS, datagrams(&own_addresses(facts.ipv6)));
+        let ambient = facts.ambient.is_some();
+        let front = if ambient { StandIn::ztunnel() } else { StandIn::proxy(facts.tproxy) };
+        let proxy = if ambient { Identity::TPROXY } else { proxy };
+        // HBONE is ztunnel's, and a sidecar's application may have that port.
+        let ports: Vec<u16> =
+            TCP_PORTS.into_iter().filter(|port| !(ambient && *port == 15008)).collect();
+        let own = own_addresses(facts.ipv6 && !ambient);
+        let app = StandIn::direct("app", &ports, datagrams(&own));
         let mut outside = Neighbourhood::world_addresses();
+        outside.extend(facts.ambient.iter().flat_map(Probes::addresses));
         outside.extend(["172.16.77.1", "fd77::1", "10.88.0.1", "fd88::1"].map(ip));
         let world = StandIn::direct("world", &TCP_PORTS, datagrams(&outside));
         let vm = [hood::VM_V4.into(), hood::VM_V6.into()];
         let vm = StandIn::direct("vm", &TCP_PORTS, datagrams(&vm));
         self.servers = vec![
-            StandIn::proxy(facts.tproxy).start(stand_in, &hood.pod, proxy)?,
+            front.start(stand_in, &hood.pod, proxy)?,
             app.start(stand_in, &hood.pod, Identity::APP)?,
             world.start(stand_in, &hood.world, Identity::APP)?,
             vm.start(stand_in, &hood.vm, Identity::APP)?,
@@ -118,6 +128,10 @@ impl Stage {
         let hood = &self.hood;
         let mut fates = send(hood.pod.program(packet), &outbound(&self.facts))?;
         fates.extend(send(hood.world.program(packet), &inbound())?);
+        if let Some(probes) = self.facts.ambient {
+            fates.extend(send(hood.pod.program(packet), &ztunnels(&self.facts, probes))?);
+            fates.extend(send(hood.world.program(packet), &probed(probes))?);
+        }
         fates.extend(send(hood.vm.program(packet), &from_vm())?);
         Ok(fates)
     }
@@ -185,14 +199,19 @@ fn outbound(facts: &Facts) -> Vec<Attempt> {
         hood::VM_V4.into(),
         hood::VM_V6.into(),
     ];
-    if facts.ipv6 {
+    let passed_on = facts.ambient.is_none();
+    if facts.ipv6 && passed_on {
         to.push(hood::PASSTHROUGH_V6.into());
     }
+    to.extend(facts.ambient.iter().flat_map(Probes::addresses));
     to.extend(Neighbourhood::world_addresses());
     let mut attempts = Vec::new();
     for (uid, gid) in identities(facts) {
         for to in &to {
             push(&mut attempts, "pod", (uid, gid), None, *to, &OUT_TCP_PORTS, &UDP_PORTS);
+        }
+        if !passed_on {
+            continue;
         }
         let v4 = [hood::POD_V4.into(), Ipv4Addr::LOCALHOST.into()];
         let v6 = [hood::POD_V6.into(), Ipv6Addr::LOCALHOST.into()];
@@ -204,6 +223,53 @@ fn outbound(facts: &Facts) -> Vec<Attempt> {
             let from = Some(hood::PASSTHROUGH_V6.into());
             push(&mut attempts, "pod", (uid, gid), from, to, &[80, 53], &[53]);
         }
+    }
+    attempts
+}
+
+/// What ztunnel sends: with its own address to anybody, and with a client's to the
+/// application, whose reply must find back.
+fn ztunnels(facts: &Facts, probes: Probes) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let ztunnel = (0, 1337);
+    let own: [IpAddr; 3] = [hood::POD_V4.into(), hood::POD_V6.into(), Ipv4Addr::LOCALHOST.into()];
+    let to = own.into_iter().chain(probes.addresses()).chain(Neighbourhood::world_addresses());
+    for to in to {
+        push(&mut attempts, "ztunnel", ztunnel, None, to, &OUT_TCP_PORTS, &UDP_PORTS);
+    }
+    let clients: [(IpAddr, IpAddr); 2] = [
+        (hood::WORLD_V4[0].into(), hood::POD_V4.into()),
+        (hood::WORLD_V6[0].into(), hood::POD_V6.into()),
+    ];
+    let mut spoofed = Vec::new();
+    for (client, pod) in clients.into_iter().filter(|(client, _)| client.is_ipv4() || facts.ipv6) {
+        push(&mut spoofed, "ztunnel", ztunnel, Some(client), pod, &[53, 80, 7000], &[]);
+    }
+    for attempt in &mut spoofed {
+        attempt.spoofed = true;
+    }
+    attempts.extend(spoofed);
+    for attempt in &mut attempts {
+        attempt.mark = Some(0x539);
+    }
+    // Other bits of the mark are somebody else's, and one bit less is no mark.
+    for mark in [0x2539, 0x538] {
+        let first = attempts.len();
+        push(&mut attempts, &format!("mark {mark:#x}"), ztunnel, None, ip("9.9.0.1"), &[80], &[53]);
+        for attempt in &mut attempts[first..] {
+            attempt.mark = Some(mark);
+        }
+    }
+    attempts
+}
+
+/// What has the source address of kubelet's probes.
+fn probed(probes: Probes) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let pairs: [(IpAddr, IpAddr); 2] =
+        [(probes.v4.into(), hood::POD_V4.into()), (probes.v6.into(), hood::POD_V6.into())];
+    for (from, to) in pairs {
+        push(&mut attempts, "kubelet", (0, 0), Some(from), to, &TCP_PORTS, &UDP_PORTS);
     }
     attempts
 }
@@ -258,6 +324,8 @@ fn push(
             gid,
             from: from.map(|from| SocketAddr::new(from, 0)),
             to,
+            mark: None,
+            spoofed: false,
         });
     }
 }

@@ -49,6 +49,12 @@ pub struct Attempt {
     pub from: Option<SocketAddr>,
     /// Destination.
     pub to: SocketAddr,
+    /// Mark of the packets; none without.
+    #[serde(default)]
+    pub mark: Option<u32>,
+    /// `from` is somebody else's address.
+    #[serde(default)]
+    pub spoofed: bool,
 }
 
 /// What became of an attempt.
@@ -187,6 +193,13 @@ impl Attempt {
             TimeVal::new(patience.as_secs().try_into()?, patience.subsec_micros().into());
         setsockopt(&fd, sockopt::ReceiveTimeout, &patience)?;
         setsockopt(&fd, sockopt::SendTimeout, &patience)?;
+        if let Some(mark) = self.mark {
+            setsockopt(&fd, sockopt::Mark, &mark).context("set the mark")?;
+        }
+        if self.spoofed {
+            // SOL_IP on an IPv6 socket sets the one bit that both families look at.
+            setsockopt(&fd, sockopt::IpTransparent, &true).context("set IP_TRANSPARENT")?;
+        }
         if let Some(from) = self.from {
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             bind(fd.as_raw_fd(), &SockaddrStorage::from(from))

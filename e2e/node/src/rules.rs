@@ -81,7 +81,7 @@ impl Script {
         programs: &Programs,
     ) -> Result<Self> {
         let source = match kind {
-            Kind::Sidecar => "--case",
+            Kind::Sidecar | Kind::Ambient => "--case",
             Kind::Pod => "--pod",
         };
         let print = |format: &str| {
@@ -149,6 +149,21 @@ fn restore(pod: &Namespace, program: &str, text: &str) -> Result<()> {
         .check()
         .with_context(|| format!("input was:\n{text}"))?;
     Ok(())
+}
+
+/// Adds what ztunnel's rules need besides themselves (reference 4.4).
+///
+/// # Errors
+/// When it exists or the kernel refuses it.
+pub fn route_replies(pod: &Namespace, ipv6: bool) -> Result<()> {
+    let families = [("", "0.0.0.0/0"), ("-6 ", "::/0")];
+    let lines = families.iter().take(1 + usize::from(ipv6)).map(|(family, all)| {
+        format!(
+            "{family}rule add fwmark 0x111/0xfff lookup 100 pref 32764\n\
+             {family}route add local {all} dev lo table 100\n"
+        )
+    });
+    pod.ip(&lines.collect::<String>())
 }
 
 /// Adds what rules need besides themselves (reference 3.5): the ip rule and

@@ -35,6 +35,9 @@ pub struct StandIn {
     pub udp: Vec<SocketAddr>,
     /// TCP listeners take connections to addresses that are not the host's.
     pub transparent: bool,
+    /// Mark of everything it sends; none without.
+    #[serde(default)]
+    pub mark: Option<u32>,
 }
 
 /// What it says to whom it accepted.
@@ -71,13 +74,29 @@ impl StandIn {
             SocketAddr::from((Ipv6Addr::LOCALHOST, 15053)),
         ];
         tcp.extend(&dns);
-        Self { name: "proxy".to_owned(), tcp, udp: dns, transparent }
+        Self { name: "proxy".to_owned(), tcp, udp: dns, transparent, mark: None }
+    }
+
+    /// ztunnel's listeners in a pod: outbound, inbound, HBONE and DNS of both
+    /// families, all with its mark (reference 4.1).
+    #[must_use]
+    pub fn ztunnel() -> Self {
+        let mut ztunnel = Self::proxy(false);
+        ztunnel.tcp.extend(everywhere(&[15008]));
+        ztunnel.mark = Some(0x539);
+        ztunnel
     }
 
     /// An application or a host with its own ports.
     #[must_use]
     pub fn direct(name: &str, tcp_ports: &[u16], udp: Vec<SocketAddr>) -> Self {
-        Self { name: name.to_owned(), tcp: everywhere(tcp_ports), udp, transparent: false }
+        Self {
+            name: name.to_owned(),
+            tcp: everywhere(tcp_ports),
+            udp,
+            transparent: false,
+            mark: None,
+        }
     }
 
     /// Starts it in a namespace, from the suite's own program at `program`, and
@@ -111,12 +130,14 @@ impl StandIn {
         for address in &self.tcp {
             let listener = listener(*address, self.transparent)
                 .with_context(|| format!("{}: listen on {address}", self.name))?;
+            self.mark(&listener)?;
             listeners.push(listener);
         }
         let mut sockets = Vec::new();
         for address in &self.udp {
             let socket = UdpSocket::bind(address)
                 .with_context(|| format!("{}: bind UDP {address}", self.name))?;
+            self.mark(&socket)?;
             sockets.push(socket);
         }
         ready()?;
@@ -142,6 +163,14 @@ impl StandIn {
             for (socket, _) in sockets.iter().zip(udp).filter(|(_, hit)| **hit) {
                 self.answer_datagram(socket);
             }
+        }
+    }
+
+    /// What a listener accepts has its mark.
+    fn mark(&self, socket: &impl AsFd) -> Result<()> {
+        match self.mark {
+            Some(mark) => setsockopt(socket, sockopt::Mark, &mark).context("set the mark"),
+            None => Ok(()),
         }
     }
 

@@ -37,17 +37,34 @@ fn pod_cases_by_iptables_legacy() {
     compare(Kind::Pod, Tool::Legacy);
 }
 
+#[test]
+fn ambient_cases_by_iptables_nft() {
+    compare(Kind::Ambient, Tool::Iptables);
+}
+
+#[test]
+fn ambient_cases_by_iptables_legacy() {
+    compare(Kind::Ambient, Tool::Legacy);
+}
+
+#[test]
+fn ambient_cases_by_nft() {
+    compare(Kind::Ambient, Tool::Nft);
+}
+
 /// Our own form, which takes new connections only, is not Istio's: if it passed
 /// for it, nothing here would mean anything.
 #[test]
 fn a_difference_is_seen() {
-    let Some(cases) = cases(Kind::Sidecar).unwrap() else {
-        return left_out();
-    };
     let (scratch, programs) = (Scratch::create().unwrap(), Programs::find().unwrap());
-    for tool in [Tool::Iptables, Tool::Nft] {
-        let found = one(&cases[0], Form::Own, tool, &scratch, &programs).unwrap_err();
-        assert!(found.contains("chain"), "{found}");
+    for kind in [Kind::Sidecar, Kind::Ambient] {
+        let Some(cases) = cases(kind).unwrap() else {
+            return left_out();
+        };
+        for tool in [Tool::Iptables, Tool::Nft] {
+            let found = one(&cases[0], Form::Own, tool, &scratch, &programs).unwrap_err();
+            assert!(found.contains("chain"), "{found}");
+        }
     }
 }
 

@@ -83,7 +83,7 @@ fn enrol(form: Form, tool: Tool, mode: &str) -> Vec<String> {
         gids: vec![1337],
         ipv6: true,
         tproxy: mode == "TPROXY",
-        groups: Vec::new(),
+        ..Facts::default()
     };
     let mut stage = Stage::set(&scratch, "enrol", &facts, &programs).unwrap();
     stage.populate_early().unwrap();

@@ -88,9 +88,30 @@ fn pod_cases_by_tools_and_by_the_agent() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+#[test]
+fn ambient_cases_by_iptables() {
+    by_tool(Kind::Ambient, Tool::Iptables);
+}
+
+#[test]
+fn ambient_cases_by_legacy_iptables() {
+    by_tool(Kind::Ambient, Tool::Legacy);
+}
+
+#[test]
+fn ambient_cases_by_nft() {
+    let used = by_tool(Kind::Ambient, Tool::Nft);
+    let all: BTreeSet<_> = INTENDED.iter().map(|intended| intended.name).collect();
+    assert_eq!(used, all, "an intended difference was not seen");
+}
+
 fn sidecar(tool: Tool) -> BTreeSet<&'static str> {
+    by_tool(Kind::Sidecar, tool)
+}
+
+fn by_tool(kind: Kind, tool: Tool) -> BTreeSet<&'static str> {
     let mut used = BTreeSet::new();
-    let Some(lab) = Lab::create(Kind::Sidecar) else {
+    let Some(lab) = Lab::create(kind) else {
         return INTENDED.iter().map(|intended| intended.name).collect();
     };
     let mut failures = Vec::new();

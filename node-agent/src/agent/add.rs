@@ -94,8 +94,12 @@ impl Agent {
         })??;
         let report = inside.finish(netns).map_err(|error| not_proved(&error))?;
         in_time(deadline, "the record was written")?;
-        let record = self.record(request, netns, pod, &done);
+        let mut record = self.record(request, netns, pod, &done);
         if let Some(id) = sandbox {
+            // One that cannot be read is replaced.
+            if let Ok(Some(before)) = self.records.read(id) {
+                record.join(&before);
+            }
             self.records.write(id, &record).map_err(|error| {
                 Failure::new(
                     code::RECORD_NOT_WRITTEN,
@@ -132,6 +136,7 @@ impl Agent {
         Record {
             version: Record::VERSION,
             sandbox: sluice.container_id,
+            interfaces: [sluice.if_name.clone()].into(),
             interface: sluice.if_name,
             pod: PodKey {
                 namespace: pod.namespace.clone(),

@@ -77,6 +77,10 @@ impl Audit {
     pub(super) fn write_down(&self, passed: &Passed) -> io::Result<()> {
         self.prepare()?;
         let path = self.directory.join(file_name(&passed.container));
+        // With Multus the chain runs for each interface; the sandbox is there already.
+        if is_of_another(&path, &passed.interface) {
+            return Ok(());
+        }
         if fs::read_dir(&self.directory)?.take(MAX_FILES).count() >= MAX_FILES && !path.exists() {
             return Err(io::Error::other(format!("{} is full", self.directory.display())));
         }
@@ -116,7 +120,14 @@ impl Audit {
         entries.take(MAX_FILES).filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// Forgets a sandbox that is gone.
+    /// Forgets a sandbox when the interface goes that it passed with.
+    pub(super) fn detach(&self, id: &SandboxId, interface: &str) {
+        if !is_of_another(&self.directory.join(file_name(id.as_str())), interface) {
+            self.forget(id);
+        }
+    }
+
+    /// Forgets a sandbox that is gone, or captured.
     pub(super) fn forget(&self, id: &SandboxId) {
         let _ = fs::remove_file(self.directory.join(file_name(id.as_str())));
     }
@@ -309,6 +320,12 @@ fn is_that(pod: &Pod, passed: &Passed) -> bool {
     let same_uid = pod.uid.as_deref().is_none_or(|own| own == uid)
         || crate::source::manifest::static_uid(pod) == Some(uid);
     pod.namespace == passed.namespace && pod.name == passed.name && (uid.is_empty() || same_uid)
+}
+
+/// There is a file already, of another interface. One that cannot be read does not count.
+fn is_of_another(path: &Path, interface: &str) -> bool {
+    let is_another = |noted: Passed| !noted.interface.is_empty() && noted.interface != interface;
+    read(path).is_ok_and(|noted| noted.is_some_and(is_another))
 }
 
 /// A file, of whatever version as long as it has what is needed here; `None` when

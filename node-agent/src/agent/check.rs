@@ -2,7 +2,7 @@
 
 use super::{Agent, answer, sandbox};
 use crate::failure::{Failure, causes};
-use crate::record::SandboxId;
+use crate::record::{Detached, SandboxId};
 use crate::server::Along;
 use redirect::enroll::{self, decide};
 use redirect::plan::Plan;
@@ -79,18 +79,22 @@ impl Agent {
         verdict(&pod, &diff, Decision::Sidecar)
     }
 
-    /// Forgets a sandbox. Its rules go with its namespace.
+    /// Forgets an interface, and its sandbox with the last one. The rules go with the
+    /// namespace.
     pub(super) fn del(&self, request: &PodRequest, deadline: Instant) -> Result<Answer, Failure> {
         let Some(id) = sandbox(request)? else {
             return Ok(answer(Decision::Done, "nothing is recorded without a container id"));
         };
         let _turns = self.turns(Some(&id), None, deadline)?;
-        self.audit.forget(&id);
-        self.tell_gone(&id);
-        let removed = self.records.remove(&id).map_err(|error| {
+        let interface = request.sluice.as_ref().map_or("", |sluice| &sluice.if_name);
+        self.audit.detach(&id, interface);
+        let detached = self.records.detach(&id, interface).map_err(|error| {
             Failure::new(code::IO_FAILURE, causes(&error), "the record stays; GC removes it later")
         })?;
-        if removed {
+        if detached != Detached::Stays {
+            self.tell_gone(&id);
+        }
+        if detached == Detached::Removed {
             tracing::info!(
                 ns = request.pod_namespace,
                 pod = request.pod_name,
@@ -99,7 +103,12 @@ impl Agent {
                 "forgotten"
             );
         }
-        Ok(answer(Decision::Done, if removed { "removed" } else { "not known" }))
+        let reason = match detached {
+            Detached::Unknown => "not known",
+            Detached::Stays => "the sandbox has other interfaces",
+            Detached::Removed => "removed",
+        };
+        Ok(answer(Decision::Done, reason))
     }
 
     /// Ambient capture is told of a sandbox that is gone, whether it has it or not.

@@ -228,7 +228,9 @@ mod tests {
         });
         let key = |n| Key::Netns(NetnsId { dev: 1, ino: n });
         let (go, gate) = channel::<()>();
-        jobs.push(job(key(1), 1, move || drop(gate.recv_timeout(Duration::from_secs(10)))));
+        jobs.push(job(key(1), 1, move || {
+            let _ = gate.recv_timeout(Duration::from_secs(10));
+        }));
         jobs.push(job(key(1), 2, || ()));
         jobs.push(job(key(2), 3, || panic!("boom")));
         let next = || ended.recv_timeout(Duration::from_secs(10)).unwrap();

@@ -11,6 +11,7 @@ use ambient::event::Failure;
 use ambient::id::OptionsHash;
 use redirect::ambient::AmbientPlan;
 use redirect::pod::Pod;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use sys::netns::{NetnsError, within_pod};
 use sys::routing;
@@ -62,7 +63,11 @@ fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Resul
     }
     // First: an agent that is killed in between must find the namespace again.
     if let Some(name) = record_name(held, &told.uid()) {
-        let record = record(node, held, told, &plan, addresses);
+        let mut record = record(node, held, told, &plan, addresses);
+        // One that cannot be read is replaced.
+        if let Ok(Some(before)) = node.records.read(&name) {
+            record.join(&before);
+        }
         let written = node.records.write(&name, &record);
         written.map_err(|error| failed(format!("record not written: {}", causes(&error))))?;
     }
@@ -124,6 +129,7 @@ fn record(
         version: Record::VERSION,
         sandbox: held.sandbox.clone().unwrap_or_default(),
         interface: held.interface.clone(),
+        interfaces: BTreeSet::new(),
         pod: PodKey {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),

@@ -181,3 +181,47 @@ fn bind(run_dir: &Path, name: &str) -> Result<(UnixListener, File), SocketError>
     let inode = fs::symlink_metadata(&path).map_err(failed)?.ino();
     Ok((listener, File { path, inode }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream as Caller;
+
+    #[tokio::test]
+    async fn comes_back_when_its_directory_was_wiped() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let path = run.join("x.sock");
+        let mut socket = Socket::bind(&run, "x.sock").unwrap();
+        assert!(socket.keep());
+        for all in [false, true] {
+            if all {
+                fs::remove_dir_all(&run).unwrap();
+            } else {
+                fs::remove_file(&path).unwrap();
+            }
+            assert!(Caller::connect(&path).is_err());
+            assert!(socket.keep() && socket.keep());
+            let caller = Caller::connect(&path).unwrap();
+            socket.accept().await.unwrap();
+            drop(caller);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+
+        // What is in the way stays, and it is tried again.
+        fs::remove_dir_all(&run).unwrap();
+        fs::write(&run, "").unwrap();
+        assert!(!socket.keep() && !socket.keep());
+        fs::remove_file(&run).unwrap();
+        assert!(socket.keep());
+
+        // Another agent's is not taken away.
+        fs::remove_file(&path).unwrap();
+        let other = Socket::bind(&run, "x.sock").unwrap();
+        assert!(!socket.keep());
+        drop(socket);
+        assert!(Caller::connect(&path).is_ok());
+        drop(other);
+        assert!(!path.exists());
+    }
+}

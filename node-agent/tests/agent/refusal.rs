@@ -334,3 +334,45 @@ fn gc_forgets_what_the_runtime_does_not_list() {
     assert_eq!(lab.records(), [format!("{}.json", kept.id)]);
     assert!(gone.nft().contains("istio-proxy-nat"), "its rules go with its namespace");
 }
+
+/// With Multus the chain runs for each interface of a sandbox: one that goes takes
+/// nothing of the others along.
+#[test]
+fn a_sandbox_is_forgotten_with_its_last_interface() {
+    let lab = Lab::with_agent(&[]);
+    lab.sidecar("p", &[], &[]);
+    let pod = lab.pod("p");
+    let call = |endpoint, interface: &str| {
+        let mut request = pod.request();
+        request["Sluice"]["IfName"] = json!(interface);
+        let fd = (endpoint != Endpoint::Del).then(|| pod.ns.as_fd());
+        lab.ask(endpoint, &request, fd)
+    };
+    let record =
+        || -> Value { serde_json::from_slice(&std::fs::read(lab.record(&pod)).unwrap()).unwrap() };
+    call(Endpoint::Add, "eth0").decision();
+    run(&pod.ns, "ip", &["link", "add", "net1", "type", "veth", "peer", "name", "other"], "");
+    call(Endpoint::Add, "net1").decision();
+    assert_eq!(record()["interfaces"], json!(["eth0", "net1"]));
+    assert_eq!(record()["interface"], "eth0");
+    assert_eq!(call(Endpoint::Del, "net1").decision().1, "the sandbox has other interfaces");
+    assert_eq!(record()["interfaces"], json!(["eth0"]));
+    call(Endpoint::Check, "eth0").decision();
+
+    call(Endpoint::Add, "net1").decision();
+    let gc = |live: &[&str]| {
+        let attachments: Vec<Value> =
+            live.iter().map(|name| json!({"ContainerID": pod.id, "IfName": name})).collect();
+        let body = json!({"Sluice": {"Version": 1}, "Attachments": attachments});
+        lab.ask(Endpoint::Gc, &body, None).decision().1.to_owned()
+    };
+    assert_eq!(gc(&["eth0", "net1"]), "removed 0");
+    assert_eq!(gc(&["eth0"]), "removed 0");
+    assert_eq!(record()["interfaces"], json!(["eth0"]));
+    assert_eq!(gc(&["net1"]), "removed 1", "the sandbox has eth0 only");
+    assert!(!lab.record(&pod).exists());
+
+    call(Endpoint::Add, "eth0").decision();
+    assert_eq!(call(Endpoint::Del, "eth0").decision().1, "removed");
+    assert_eq!(call(Endpoint::Del, "eth0").decision().1, "not known");
+}

@@ -109,6 +109,30 @@ fn a_pod_without_a_sidecar_passes_and_that_is_written_down() {
     assert_eq!(away.passed(), 0, "a sandbox that is gone needs no look");
 }
 
+/// With Multus the chain runs for each interface of a sandbox.
+#[test]
+fn only_the_first_interface_takes_the_files_away() {
+    let away = Away::with(&snapshot());
+    std::fs::create_dir(away.path().join("sandboxes")).unwrap();
+    let record = away.leave("sandboxes/0123abcd.json", r#"{"version":1,"interface":"eth0"}"#);
+    let call = |command: &str, interface: &str| {
+        away.call(command, PLAIN).set("CNI_IFNAME", interface).run().success();
+    };
+    call("ADD", "eth0");
+    let path = away.path().join("passed/0123abcd.json");
+    let note = std::fs::read(&path).unwrap();
+    call("ADD", "net1");
+    call("DEL", "net1");
+    assert!(record.exists());
+    assert_eq!(std::fs::read(&path).unwrap(), note);
+    call("DEL", "eth0");
+    assert!(!record.exists() && !path.exists());
+    // What is no such file helps nobody.
+    away.leave("passed/0123abcd.json", "junk");
+    call("DEL", "net1");
+    assert_eq!(away.passed(), 0);
+}
+
 #[test]
 fn whoever_could_be_of_the_mesh_waits() {
     let away = Away::with(&snapshot());

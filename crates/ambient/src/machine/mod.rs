@@ -193,10 +193,9 @@ impl Machine {
     /// A pod ended with rules in its namespace, which is to die. Should its successor be
     /// in the same one, it may have to be rid of them.
     fn leave_behind(&mut self, uid: &PodUid) {
-        let Some(state) = self.pods.get(uid).and_then(|pod| pod.state.as_ref()) else { return };
-        let left = name(&state.identity);
+        let Some(left) = self.pods.get(uid).and_then(Pod::identity).map(name) else { return };
         for (_, pod) in self.pods.iter_mut().filter(|(other, _)| *other != uid) {
-            let same = pod.state.as_ref().is_some_and(|s| name(&s.identity) == left);
+            let same = pod.identity().map(name).as_ref() == Some(&left);
             pod.maybe_rules |= same && pod.place == pod::Place::Unknown;
         }
         self.left_behind.retain(|known| *known != left);
@@ -329,9 +328,10 @@ impl Machine {
     /// it, no exempted address, no annotation that says otherwise.
     fn nothing_left(&self, uid: &PodUid) -> bool {
         let Some(pod) = self.pods.get(uid) else { return true };
+        let goal = pod.goal(self.draining);
         pod.placed().is_none()
             && pod.step.is_none()
-            && !pod.hides_rules()
+            && (goal == Goal::Gone || !pod.hides_rules())
             && pod.requests.is_empty()
             && pod.standing == Standing::Outside
             && (pod.gone || pod.marker.seen == Annotation::Absent)

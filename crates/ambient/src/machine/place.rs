@@ -80,6 +80,7 @@ impl Machine {
     ) {
         let pod = self.pods.entry(uid.clone()).or_insert_with(Pod::new);
         pod.recorded = true;
+        pod.recorded_as = identity.clone().or(pod.recorded_as.take());
         self.dirty.insert(uid.clone());
         let known = pod.placed().is_some();
         let Some(netns) = netns else {

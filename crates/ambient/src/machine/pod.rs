@@ -12,6 +12,8 @@ use std::net::IpAddr;
 pub(super) struct Pod {
     /// As last told; `None` for one that only a record knows.
     pub(super) state: Option<PodState>,
+    /// By the record.
+    pub(super) recorded_as: Option<Identity>,
     /// Deleted.
     pub(super) gone: bool,
     pub(super) place: Place,
@@ -134,6 +136,7 @@ impl Pod {
     pub(super) fn new() -> Self {
         Self {
             state: None,
+            recorded_as: None,
             gone: false,
             place: Place::Unknown,
             rules: Rules::Absent,
@@ -193,6 +196,11 @@ impl Pod {
         let told = self.state.as_ref().map_or(&[][..], |s| &s.ips);
         let stale = told.is_empty() || told == self.former_ips;
         if stale && !self.chain_ips.is_empty() { &self.chain_ips } else { told }
+    }
+
+    /// Who it is, as far as is known.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.state.as_ref().map(|s| &s.identity).or(self.recorded_as.as_ref())
     }
 
     /// The proxy that ztunnel should run for it where it is now.

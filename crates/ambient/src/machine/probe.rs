@@ -175,7 +175,7 @@ impl Probes {
             concerned.push(former.uid.clone());
         }
         let told = match result {
-            _ if under_way.void => {
+            Ok(()) if under_way.void => {
                 slot.present = Present::Unknown;
                 Told::Nothing
             }

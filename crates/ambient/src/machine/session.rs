@@ -150,7 +150,7 @@ impl Peer {
     }
 
     /// ztunnel runs exactly this for the pod. Namespaces that it let go come back.
-    pub(super) fn runs(&mut self, uid: &PodUid, proxy: &Proxy) -> Vec<NetnsId> {
+    pub(super) fn started(&mut self, uid: &PodUid, proxy: &Proxy) -> Vec<NetnsId> {
         let former = self.running.insert(uid.clone(), vec![proxy.clone()]).unwrap_or_default();
         former.into_iter().map(|p| p.netns).filter(|n| *n != proxy.netns).collect()
     }
@@ -181,9 +181,9 @@ impl Peer {
             .any(|(other, proxies)| other != uid && proxies.iter().any(|p| p.netns == netns))
     }
 
-    /// It may run the pod in another namespace, or under another name.
-    pub(super) fn runs_another(&self, uid: &PodUid, proxy: &Proxy) -> bool {
-        self.running.get(uid).is_some_and(|proxies| proxies.iter().any(|p| p != proxy))
+    /// What it may run for the pod.
+    pub(super) fn runs(&self, uid: &PodUid) -> &[Proxy] {
+        self.running.get(uid).map_or(&[], Vec::as_slice)
     }
 
     /// It may run the pod under another name. An Add would not change that.

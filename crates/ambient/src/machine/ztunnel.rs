@@ -182,7 +182,7 @@ impl Machine {
                 self.dirty.insert(uid);
             }
             (Sent::Add(uid, proxy), None) => {
-                let freed = self.peers.entry(peer).or_default().runs(&uid, &proxy);
+                let freed = self.peers.entry(peer).or_default().started(&uid, &proxy);
                 session.note(&uid, Status::Taken(proxy));
                 self.freed(freed);
                 if let Some(pod) = self.pods.get_mut(&uid) {

@@ -59,67 +59,69 @@ enum Op {
     Drain,
 }
 
+/// Three small numbers make an operation: drawing from a tree of `prop_oneof!` takes
+/// ten times as long as what is tested, and these shrink as well.
 fn op() -> impl Strategy<Value = Op> {
-    let slot = || 0..SLOTS;
-    let pick = || 0..8_usize;
-    let z = || 0..2_usize;
-    let often = |p: f64| proptest::bool::weighted(p);
-    let outcome = || {
-        prop_oneof![
-            8 => Just(Outcome::Done),
-            2 => Just(Outcome::Failed),
-            1 => Just(Outcome::Refused),
-            2 => Just(Outcome::Odd),
-        ]
+    (0..KINDS, 0..64_u8, 0..64_u8).prop_map(|(kind, a, b)| decode(kind, a, b))
+}
+
+/// Sum of the weights in [`decode`].
+const KINDS: u8 = 175;
+
+fn decode(kind: u8, a: u8, b: u8) -> Op {
+    let (slot, pick, z) = (usize::from(a) % SLOTS, usize::from(a % 8), usize::from(a % 2));
+    // In so many of a hundred cases.
+    let often = |percent: u32| u32::from(b) * 100 < percent * 64;
+    let outcome = match b {
+        0..40 => Outcome::Done,
+        40..50 => Outcome::Failed,
+        50..54 => Outcome::Refused,
+        _ => Outcome::Odd,
     };
-    let pods = prop_oneof![
-        6 => (slot(), often(0.8), often(0.7))
-            .prop_map(|(slot, wanted, probes)| Op::Create { slot, wanted, probes }),
-        4 => (slot(), proptest::option::weighted(0.6, 1..3_u64))
-            .prop_map(|(slot, options)| Op::Label { slot, options }),
-        1 => (slot(), proptest::collection::btree_set(80..83_u16, 0..3))
-            .prop_map(|(slot, ports)| Op::Ports { slot, ports }),
-        1 => slot().prop_map(|slot| Op::Rename { slot }),
-        1 => (slot(), prop_oneof![
-            Just(Annotation::Absent),
-            Just(Annotation::Pending),
-            Just(Annotation::Enabled),
-            Just(Annotation::Foreign)
-        ])
-            .prop_map(|(slot, value)| Op::Reannotate { slot, value }),
-        1 => slot().prop_map(|slot| Op::End { slot }),
-        2 => slot().prop_map(|slot| Op::Delete { slot }),
-        2 => slot().prop_map(|slot| Op::Vanish { slot }),
-        1 => slot().prop_map(|slot| Op::Mirror { slot }),
-        8 => (slot(), often(0.8), often(0.3), often(0.3))
-            .prop_map(|(slot, told, overlap, two)| Op::Sandbox { slot, told, overlap, two }),
-        2 => slot().prop_map(|slot| Op::AddAgain { slot }),
-        2 => (slot(), often(0.7)).prop_map(|(slot, told)| Op::Down { slot, told }),
-        1 => pick().prop_map(|pick| Op::LateDown { pick }),
-        4 => slot().prop_map(|slot| Op::Status { slot }),
-    ];
-    let driver = prop_oneof![
-        10 => (1..4_usize).prop_map(|count| Op::Watch { count }),
-        20 => (pick(), outcome()).prop_map(|(pick, outcome)| Op::Step { pick, outcome }),
-        5 => pick().prop_map(|pick| Op::Timer { pick }),
-        1 => pick().prop_map(|pick| Op::Expire { pick }),
-        4 => (pick(), outcome()).prop_map(|(pick, how)| Op::Audit { pick, how }),
-        1 => slot().prop_map(|slot| Op::Drift { slot }),
-        1 => Just(Op::FlushProbes),
-        2 => pick().prop_map(|pick| Op::Again { pick }),
-        1 => often(0.5).prop_map(|done| Op::Restart { done }),
-    ];
-    let ztunnel = prop_oneof![
-        6 => z().prop_map(|z| Op::Connect { z }),
-        2 => z().prop_map(|z| Op::Disconnect { z }),
-        1 => z().prop_map(|z| Op::Crash { z }),
-        2 => Just(Op::EndOfFile),
-        6 => (z(), often(0.2)).prop_map(|(z, nack)| Op::Work { z, nack }),
-        6 => z().prop_map(|z| Op::Respond { z }),
-        14 => z().prop_map(|z| Op::Talk { z }),
-        1 => z().prop_map(|z| Op::Retry { z }),
-    ];
-    prop_oneof![40 => pods, 50 => driver, 40 => ztunnel, 1 => Just(Op::Drain)]
+    // The weight of each is the length of its range.
+    match kind {
+        0..8 => Op::Create { slot, wanted: often(80), probes: often(75) },
+        8..19 => Op::Sandbox { slot, told: often(80), overlap: a > 40, two: b % 4 < 1 },
+        19..32 => Op::Watch { count: 1 + pick / 2 },
+        32..57 => Op::Step { pick, outcome },
+        57..67 => Op::Connect { z },
+        67..86 => Op::Talk { z },
+        86..91 => Op::Label { slot, options: often(60).then_some(1 + u64::from(b % 2)) },
+        91..97 => Op::Status { slot },
+        97..105 => Op::Work { z, nack: !often(80) },
+        105..113 => Op::Respond { z },
+        113..120 => Op::Timer { pick },
+        120..125 => Op::Audit { pick, how: outcome },
+        125..128 => Op::Disconnect { z },
+        128..130 => Op::Crash { z },
+        130..133 => Op::EndOfFile,
+        133..134 => Op::Retry { z },
+        134..136 => Op::Expire { pick },
+        136..139 => Op::Delete { slot },
+        139..142 => Op::Vanish { slot },
+        142..145 => Op::Down { slot, told: often(70) },
+        145..147 => Op::LateDown { pick },
+        147..150 => Op::AddAgain { slot },
+        150..152 => Op::Mirror { slot },
+        152..154 => Op::End { slot },
+        154..156 => Op::Rename { slot },
+        156..158 => Op::Ports { slot, ports: (80..80 + u16::from(b % 3)).collect() },
+        158..160 => Op::Reannotate {
+            slot,
+            value: match b % 4 {
+                0 => Annotation::Absent,
+                1 => Annotation::Pending,
+                2 => Annotation::Enabled,
+                _ => Annotation::Foreign,
+            },
+        },
+        160..162 => Op::Drift { slot },
+        162..164 => Op::FlushProbes,
+        164..168 => Op::Again { pick },
+        168..174 if kind > 170 => Op::Watch { count: 4 },
+        168..174 => Op::Restart { done: often(50) },
+        _ => Op::Drain,
+    }
 }
 
 fn happen(world: &mut World, op: Op) {
@@ -210,9 +212,10 @@ fn simulate(ops: Vec<Op>) -> Result<(), TestCaseError> {
 #[test]
 fn no_schedule_loses_a_pod_leaves_a_ghost_or_tells_a_lie() {
     let cases = number("SCHEDULES").unwrap_or(SCHEDULES);
-    let mut seed = [7_u8; 32];
+    let mut seed = [7_u8; 16];
     seed[..4].copy_from_slice(&number("SEED").unwrap_or(0).to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    // Not the default: in a debug build it takes most of the time.
+    let rng = TestRng::from_seed(RngAlgorithm::XorShift, &seed);
     let config =
         Config { cases, failure_persistence: None, max_shrink_iters: 20_000, ..Config::default() };
     std::panic::set_hook(Box::new(|_| {}));

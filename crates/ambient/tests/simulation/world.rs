@@ -605,14 +605,14 @@ impl World {
     }
 
     fn write(&mut self, uid: &PodUid, value: Annotation, known: bool) {
+        if known {
+            self.known.insert(uid.clone(), value);
+        }
         let slot = self.pods.iter().position(|p| p.as_ref().is_some_and(|p| p.state.uid == *uid));
         let Some(slot) = slot else { return };
         self.change(slot, |state| state.annotation = value);
-        if known {
-            self.known.insert(uid.clone(), value);
-            if let Some(pod) = &mut self.pods[slot] {
-                pod.written = Some((pod.version, value));
-            }
+        if let Some(pod) = self.pods[slot].as_mut().filter(|_| known) {
+            pod.written = Some((pod.version, value));
         }
     }
 

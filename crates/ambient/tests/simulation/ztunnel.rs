@@ -62,6 +62,7 @@ impl Ztunnel {
                 let crowd = self.proxies.iter().find(|(u, p)| **u != uid && p.netns == netns);
                 assert!(crowd.is_none(), "two pods in {netns}: {uid} and {crowd:?}");
                 connection.named.insert(uid.clone());
+                self.pending.remove(&uid);
                 let former = self.proxies.get(&uid);
                 if former.is_some_and(|p| p.netns == netns) {
                     // Taken for done; another identity is ignored.

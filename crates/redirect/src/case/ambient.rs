@@ -3,6 +3,7 @@
 use super::CaseError;
 use crate::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The agent's options, with what a pod says otherwise; what is absent is off.
@@ -40,6 +41,20 @@ impl Default for AmbientCase {
 }
 
 impl AmbientCase {
+    /// True when the text of a JSON object has options that only ambient has.
+    #[must_use]
+    pub fn is_one(json: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Keys {
+            pod: Option<IgnoredAny>,
+            host_probe_snat_v4: Option<IgnoredAny>,
+            host_probe_snat_v6: Option<IgnoredAny>,
+        }
+        serde_json::from_str(json).is_ok_and(|keys: Keys| {
+            keys.pod.or(keys.host_probe_snat_v4).or(keys.host_probe_snat_v6).is_some()
+        })
+    }
+
     /// Reads the options from the text of a JSON object.
     ///
     /// # Errors

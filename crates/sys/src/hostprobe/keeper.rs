@@ -1,5 +1,6 @@
 //! How the agent speaks to the thread that keeps the host's rules ([`state`]).
 
+mod follow;
 mod state;
 
 use super::{HostError, Kubelet, Owner, Programmer, Sources, Target};

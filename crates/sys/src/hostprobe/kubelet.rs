@@ -13,6 +13,10 @@ use std::path::{Path, PathBuf};
 const NAMES: [&str; 5] = ["kubelet", "kubelite", "k3s-server", "k3s-agent", "k3s"];
 /// Of each cgroup this many neighbours are named.
 const NEIGHBOURS: usize = 8;
+/// Programs that kubelet runs itself (mount, plugins) are in its cgroup too, and are
+/// kubelet as much as it is. What is older than this, in hundredths of a second (the
+/// unit of /proc, USER_HZ), is a neighbour.
+const SETTLED: u64 = 1000;
 /// Directories below a cgroup that are looked at for pods.
 const CHILDREN: usize = 4096;
 
@@ -61,8 +65,13 @@ pub fn find(proc: &Path, host: NetnsId) -> Result<Option<Process>, HostError> {
     }
     let Some((_, mut process)) = best else { return Ok(None) };
     if process.cgroup.is_some() {
+        let settled = ticks_since_boot(proc).saturating_sub(SETTLED);
         let near = all.into_iter().filter(|s| s.cgroup == process.cgroup && s.pid != process.pid);
-        process.neighbours = near.map(|seen| seen.name).collect();
+        let lasting = near.filter(|seen| {
+            start_and_user(&proc.join(seen.pid.to_string()))
+                .is_some_and(|(start, _)| start < settled)
+        });
+        process.neighbours = lasting.map(|seen| seen.name).collect();
         process.neighbours.sort_unstable();
         process.neighbours.dedup();
         process.neighbours.truncate(NEIGHBOURS);
@@ -103,6 +112,12 @@ fn start_and_user(process: &Path) -> Option<(u64, u32)> {
     // Real, effective, saved, file system.
     let uid = uids.split_whitespace().nth(3)?.parse().ok()?;
     Some((start, uid))
+}
+
+fn ticks_since_boot(proc: &Path) -> u64 {
+    let uptime = fs::read_to_string(proc.join("uptime")).unwrap_or_default();
+    let digits: String = uptime.chars().take_while(|c| *c != ' ').filter(|c| *c != '.').collect();
+    digits.parse().unwrap_or(0)
 }
 
 /// Where the whole tree of cgroup2 can be seen: a mount of the calling thread, else

@@ -98,8 +98,17 @@ impl Programmer {
     /// # Errors
     /// When the kernel refuses.
     pub fn update(&self, rules: &HostRules, change: &Change) -> Result<bool, HostError> {
+        self.update_over(&mut nft::Line::default(), rules, change)
+    }
+
+    fn update_over(
+        &self,
+        line: &mut nft::Line,
+        rules: &HostRules,
+        change: &Change,
+    ) -> Result<bool, HostError> {
         match self {
-            Self::Nftables => nft::update(rules, change),
+            Self::Nftables => nft::update(line, rules, change),
             Self::Iptables(_) => xtables::update(rules, change),
         }
     }

@@ -8,6 +8,7 @@ use crate::netlink::{
     Batch, Buffer, NetlinkError, Protocol, Rejected, Replies, Socket, attributes, be16, be32, text,
 };
 use crate::nftables::abi::*;
+use crate::nftables::kernel;
 use nix::errno::Errno;
 use redirect::host::rules::{FLOW_MS, FLOWS, PRIORITY, Point, Set, TABLE, Term, targets_set};
 use redirect::host::{Change, HostRules, Target};
@@ -180,11 +181,29 @@ impl Transaction {
     /// The inner error is the kernel's refusal of the whole, with its number.
     fn commit(self, socket: Socket) -> Result<Result<(), (Errno, NetlinkError)>, NetlinkError> {
         let Self { batch, steps } = self;
-        Ok(socket.transact(batch)?.map_err(|Rejected { message, errno, detail }| {
-            let step = message.and_then(|n| steps.get(n));
-            let object = step.cloned().unwrap_or_else(|| "nf_tables batch".to_owned());
-            (errno, NetlinkError::Refused { object, detail, source: errno })
-        }))
+        Ok(socket.transact(batch)?.map_err(|rejected| refusal(&steps, rejected)))
+    }
+}
+
+fn refusal(steps: &[String], rejected: Rejected) -> (Errno, NetlinkError) {
+    let Rejected { message, errno, detail } = rejected;
+    let step = message.and_then(|n| steps.get(n));
+    let object = step.cloned().unwrap_or_else(|| "nf_tables batch".to_owned());
+    (errno, NetlinkError::Refused { object, detail, source: errno })
+}
+
+/// A socket that is kept from one change of elements to the next, in the namespace
+/// in which it was opened.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    socket: Option<Socket>,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            socket.close_late();
+        }
     }
 }
 
@@ -213,7 +232,11 @@ pub(super) fn install(rules: &HostRules, targets: &BTreeSet<Target>) -> Result<(
 
 /// Changes elements. False when the kernel has not got what that takes for granted:
 /// our sets, and the elements that go.
-pub(super) fn update(rules: &HostRules, change: &Change) -> Result<bool, HostError> {
+pub(super) fn update(
+    line: &mut Line,
+    rules: &HostRules,
+    change: &Change,
+) -> Result<bool, HostError> {
     let mut transaction = Transaction::new(ANY_GENERATION);
     for (family, _) in rules.sources.families() {
         transaction.elements(family, DELSETELEM, &change.remove);
@@ -222,10 +245,29 @@ pub(super) fn update(rules: &HostRules, change: &Change) -> Result<bool, HostErr
     if transaction.batch.is_empty() {
         return Ok(true);
     }
-    match transaction.commit(Socket::open(Protocol::Netfilter)?)? {
-        Ok(()) => Ok(true),
-        Err((Errno::ENOENT, _)) => Ok(false),
-        Err((_, error)) => Err(error.into()),
+    let mut socket = match line.socket.take() {
+        Some(socket) => socket,
+        None => Socket::open(Protocol::Netfilter)?,
+    };
+    let Transaction { batch, steps } = transaction;
+    let taken = socket.transact_kept(batch);
+    // After anything else than success an answer may be left on it.
+    match taken {
+        Ok(Ok(())) => {
+            line.socket = Some(socket);
+            Ok(true)
+        }
+        Ok(Err(rejected)) => {
+            socket.close_late();
+            match refusal(&steps, rejected) {
+                (Errno::ENOENT, _) => Ok(false),
+                (_, error) => Err(error.into()),
+            }
+        }
+        Err(error) => {
+            socket.close_late();
+            Err(error.into())
+        }
     }
 }
 
@@ -255,22 +297,35 @@ pub(super) fn has_table(socket: &mut Socket, name: &str) -> Result<bool, Netlink
     }
 }
 
-/// What the kernel has of `rules`.
+/// What the kernel has of `rules`, all of one generation.
 pub(super) fn observe(rules: &HostRules) -> Result<Observed, HostError> {
     let mut socket = Socket::open(Protocol::Netfilter)?;
-    let mut found = Observed { present: has_table(&mut socket, TABLE)?, ..Observed::default() };
-    let chains = socket.dump("list nf_tables chains", GETCHAIN, |b| {
-        b.raw(&nfgenmsg(NFPROTO_UNSPEC));
-    })?;
-    found.ahead = ahead(&chains);
+    let mut before = kernel::generation(&mut socket)?;
+    for _ in 0..ROUNDS {
+        let found = read(&mut socket, rules);
+        let after = kernel::generation(&mut socket)?;
+        if before == after {
+            return found;
+        }
+        before = after;
+    }
+    let object = format!("list table inet {TABLE}");
+    Err(NetlinkError::Interrupted { object, tries: ROUNDS }.into())
+}
+
+fn read(socket: &mut Socket, rules: &HostRules) -> Result<Observed, HostError> {
+    let mut found = Observed { present: has_table(socket, TABLE)?, ..Observed::default() };
+    let chains = list_chains(socket)?;
+    let ours = |family: &str, table: &str, _: &str| (family, table) == ("inet", TABLE);
+    found.ahead = ahead_in(&chains, PRIORITY, ours);
     if !found.present {
         found.diff.missing.push(format!("table inet {TABLE}"));
         return Ok(found);
     }
-    compare_table(&mut socket, &mut found.diff)?;
-    compare_sets(&mut socket, rules, &mut found.diff)?;
+    compare_table(socket, &mut found.diff)?;
+    compare_sets(socket, rules, &mut found.diff)?;
     for (family, _) in rules.sources.families() {
-        read_elements(&mut socket, targets_set(family), &mut found.elements)?;
+        read_elements(socket, targets_set(family), &mut found.elements)?;
     }
     let kernel_rules = socket.dump("list rules of our table", GETRULE, |b| {
         b.raw(&nfgenmsg(NFPROTO_INET));
@@ -302,13 +357,25 @@ fn hook_of(body: &[u8]) -> Option<(u32, i32, String)> {
     Some((number, priority, name_of(body, CHAIN_TYPE)))
 }
 
-/// Chains of others that may translate a source before ours.
-fn ahead(chains: &Replies) -> Vec<String> {
+fn list_chains(socket: &mut Socket) -> Result<Replies, NetlinkError> {
+    socket.dump("list nf_tables chains", GETCHAIN, |b| b.raw(&nfgenmsg(NFPROTO_UNSPEC)))
+}
+
+/// Chains of others that may translate a source before one at `priority`; of equal
+/// ones the older comes first. `ours` is asked with family, table and chain.
+pub(super) fn ahead(
+    priority: i32,
+    ours: impl Fn(&str, &str, &str) -> bool,
+) -> Result<Vec<String>, HostError> {
+    let chains = list_chains(&mut Socket::open(Protocol::Netfilter)?)?;
+    Ok(ahead_in(&chains, priority, ours))
+}
+
+fn ahead_in(chains: &Replies, limit: i32, ours: impl Fn(&str, &str, &str) -> bool) -> Vec<String> {
     let mut lines = Vec::new();
     for (family, body) in bodies(chains, NEWCHAIN) {
         let (table, chain) = (name_of(body, CHAIN_TABLE), name_of(body, CHAIN_NAME));
         let family = match family {
-            NFPROTO_INET if table == TABLE => continue,
             NFPROTO_INET => "inet",
             NFPROTO_IPV4 => "ip",
             NFPROTO_IPV6 => "ip6",
@@ -316,7 +383,8 @@ fn ahead(chains: &Replies) -> Vec<String> {
         };
         if let Some((POSTROUTING, priority, kind)) = hook_of(body)
             && kind == "nat"
-            && priority <= PRIORITY
+            && priority <= limit
+            && !ours(family, &table, &chain)
         {
             lines.push(format!("chain {family} {table} {chain} priority {priority}"));
         }

@@ -1,7 +1,7 @@
 //! The iptables form: one chain with one rule, a jump to it that stands first in
 //! POSTROUTING, and an ipset a family.
 
-use super::{HostError, Observed, ipset};
+use super::{HostError, Observed, ipset, nft};
 use crate::iptables::{Iptables, Tool, Variant, Version};
 use crate::process::{Command, Output, ProcessError};
 use redirect::host::rules::{CHAIN, targets_set};
@@ -13,6 +13,8 @@ use std::path::PathBuf;
 
 /// First version that knows `--wait` in all its programs.
 const WAITS: Version = Version([1, 6, 2]);
+/// NF_IP_PRI_NAT_SRC, where both variants' POSTROUTING hangs.
+const SRCNAT: i32 = 100;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A program of a tool. Unlike a pod's, the host's rules have other writers, so
@@ -117,11 +119,24 @@ pub(super) fn observe(tools: &Iptables, rules: &HostRules) -> Result<Observed, H
             Look::take(tool)?.compare(&rule, tool, &mut found);
         }
     }
+    found.ahead = ahead(tools);
     Ok(found)
 }
 
+/// Chains of nf_tables that may come before the tables of iptables, which cannot be
+/// helped from here. A kernel that cannot be asked has none.
+fn ahead(tools: &Iptables) -> Vec<String> {
+    let variant = tools.host_tools(Family::V4).first().map(|tool| tool.variant);
+    let ours = |family: &str, table: &str, chain: &str| {
+        variant == Some(Variant::Nft)
+            && family != "inet"
+            && (table, chain) == ("nat", "POSTROUTING")
+    };
+    nft::ahead(SRCNAT, ours).unwrap_or_default()
+}
+
 /// Puts sets, then rules in place. The sets are full before the first rule looks
-/// into them; elements that are not in `targets` stay when `keep` says so.
+/// into them.
 pub(super) fn install(
     tools: &Iptables,
     rules: &HostRules,

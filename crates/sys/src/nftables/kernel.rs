@@ -52,7 +52,7 @@ pub(super) fn our_tables(socket: &mut Socket) -> Result<Vec<(String, u32)>, Netl
 
 /// The generation of the namespace's rules: changes with every transaction, of
 /// whomever.
-pub(super) fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
+pub(crate) fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
     let object = "get nf_tables generation";
     let replies = socket.get(object, GETGEN, |b| b.raw(&nfgenmsg(NFPROTO_UNSPEC)))?;
     let generation = bodies(&replies, NEWGEN)

@@ -7,7 +7,7 @@ mod compat;
 mod decode;
 mod encode;
 mod expression;
-mod kernel;
+pub(crate) mod kernel;
 mod residue;
 
 #[cfg(test)]

@@ -185,6 +185,8 @@ fn flows(cluster: &Cluster, checkout: &Pod, batch: &Pod) -> Result<Vec<(SocketAd
             gid: plan.who.gid,
             from: None,
             to: plan.to,
+            mark: None,
+            spoofed: false,
         };
         let mut fates = cluster.send(plan.place, std::slice::from_ref(&attempt))?;
         let seen = fates.remove(&attempt.label).context("no fate")?;

@@ -86,8 +86,10 @@ fn sweep(base: &Path) {
 }
 
 fn remove(path: &Path) {
-    if let Ok(entries) = std::fs::read_dir(path.join("netns")) {
-        for entry in entries.flatten() {
+    // Namespaces, and small file systems in place of its directories.
+    for directory in [path.join("netns"), path.to_owned()] {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            // Most are nothing that is mounted.
             nix::mount::umount2(&entry.path(), nix::mount::MntFlags::MNT_DETACH).ok();
         }
     }

@@ -70,13 +70,8 @@ fn jitter() -> f64 {
 }
 
 fn converse(shared: &Arc<Shared>, connection: &Connection) -> End {
-    if !shared.faults().no_hello {
-        let Ok(hello) = Hello::V1.encode() else {
-            return End::Closed;
-        };
-        if connection.send(&hello, None).is_err() {
-            return End::Unwelcome;
-        }
+    if !greet(shared, connection) {
+        return End::Unwelcome;
     }
     let mut handled = 0;
     loop {
@@ -129,6 +124,12 @@ fn converse(shared: &Arc<Shared>, connection: &Connection) -> End {
             return End::Closed;
         }
     }
+}
+
+/// False when the agent has closed by now.
+fn greet(shared: &Shared, connection: &Connection) -> bool {
+    let hello = || Hello::V1.encode().is_ok_and(|hello| connection.send(&hello, None).is_ok());
+    shared.faults().no_hello || hello()
 }
 
 /// Faults that come instead of an answer; `Unwelcome` stands for silence.

@@ -88,8 +88,6 @@ impl Proxy {
 
     /// Ends it, and every connection through it at once.
     pub(super) fn stop(self) {
-        let shared = Arc::clone(&self.pod.shared);
-        shared.own(&self.pod.uid, None);
         self.close().cut();
     }
 

@@ -24,6 +24,7 @@ pub(super) fn outbound(pod: &Arc<Pod>, stream: TcpStream, source: SocketAddr) {
         pod.shared.wait_known(&pod.info)?;
         if pod.shared.takes_hbone(to.ip()) {
             let mut next = socket::reach(&pod.netns, SocketAddr::new(to.ip(), INBOUND), None)?;
+            next.set_read_timeout(Some(SILENCE))?;
             let hop = Hop { identity: pod.identity(), source, destination: to };
             record.peer_identity = Some(hop.ask(&mut next)?);
             record.via = Via::Hbone;

@@ -187,6 +187,8 @@ impl Workloads {
     fn stop(&mut self, uid: &str) {
         if let Some(Running { proxy, _fd, .. }) = self.running.remove(uid) {
             self.stopped += 1;
+            // Now: its successor in another namespace may be about to say where it is.
+            proxy.pod.shared.own(uid, None);
             std::thread::spawn(move || {
                 proxy.stop();
                 drop(_fd);

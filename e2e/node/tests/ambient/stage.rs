@@ -47,6 +47,9 @@ impl Stage {
         let mut stage = Self::set(name, backend);
         stage.label(Some("ambient"));
         stage.start_agent();
+        stage.eventually("the namespace is known", |stage| {
+            stage.metric("sluice_namespaces") == Some(1.0)
+        });
         stage
     }
 
@@ -92,8 +95,14 @@ impl Stage {
     pub(crate) fn start_agent(&mut self) {
         let Cluster { programs, node, directories, .. } = &self.cluster;
         let socket = self.socket().display().to_string();
-        let args =
-            ["--backend", self.backend, "--ambient-enabled", "--ztunnel-uds-address", &socket];
+        let args = [
+            "--backend",
+            self.backend,
+            "--ambient-enabled",
+            "--monitoring-port=15014",
+            "--ztunnel-uds-address",
+            &socket,
+        ];
         let agent = match &self.server {
             Some(server) => Agent::follow(programs, &node.host, directories, &server.url(), &args),
             None => Agent::launch(programs, &node.host, directories, &args),
@@ -184,7 +193,7 @@ impl Stage {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let asked = within(self.cluster.node.host.netns(), || TcpStream::connect(to)).unwrap();
         let Ok(mut stream) = asked else { return String::new() };
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
         let mut all = Vec::new();
         let mut buffer = [0; 65536];

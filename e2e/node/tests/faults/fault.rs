@@ -44,6 +44,14 @@ impl Fault {
         }
     }
 
+    /// Rules are made in one of two ways, of which this one is slower.
+    pub(crate) fn backend(self) -> &'static str {
+        match self {
+            Self::ApiForbidden | Self::AgentKilled => "iptables",
+            _ => "nftables",
+        }
+    }
+
     fn is_of_api(self) -> bool {
         matches!(self, Self::ApiDown | Self::ApiForbidden | Self::ApiSlow)
     }

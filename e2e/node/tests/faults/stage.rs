@@ -36,6 +36,7 @@ pub(crate) struct Stage {
     /// What the primary's owner wrote last.
     pub(crate) primary: Mutex<String>,
     agent: Mutex<Option<Agent>>,
+    backend: &'static str,
     /// Releases so far.
     release: AtomicUsize,
     _world: Running,
@@ -72,6 +73,7 @@ impl Stage {
             rewriter: Mutex::default(),
             primary: Mutex::default(),
             agent: Mutex::default(),
+            backend: fault.backend(),
             release: AtomicUsize::new(0),
         };
         stage.write_primary(1500);
@@ -104,7 +106,7 @@ impl Stage {
         let url = self.server.url();
         let level = ["info", "warn"][self.release.load(Ordering::Relaxed) % 2];
         let mut args: Vec<String> =
-            ["install-cni", "--backend", "nftables", "--api-url", &url].map(str::to_owned).into();
+            ["install-cni", "--backend", self.backend, "--api-url", &url].map(str::to_owned).into();
         for (flag, value) in [
             ("node-name", NODE_NAME.to_owned()),
             ("mounted-cni-net-dir", self.host.net.display().to_string()),

@@ -40,6 +40,17 @@ fn files_are_whole_bounded_and_swept() {
     audit.write_down(&passed("u")).unwrap();
     let path = dir.path().join("passed/c1.json");
     assert_eq!(read(&path).unwrap().unwrap(), passed("u"));
+    // Another interface of the same sandbox neither replaces nor removes it.
+    let second = Passed { interface: "net1".into(), ..passed("other") };
+    let first = Passed { interface: "eth0".into(), ..passed("u") };
+    let id = SandboxId::new("c1").unwrap();
+    audit.write_down(&first).unwrap();
+    audit.write_down(&second).unwrap();
+    audit.detach(&id, "net1");
+    assert_eq!(read(&path).unwrap().unwrap(), first);
+    audit.detach(&id, "eth0");
+    assert!(!path.exists());
+    audit.write_down(&passed("u")).unwrap();
     let other = path.with_file_name("c2.json");
     fs::copy(&path, &other).unwrap();
     assert!(read(&other).is_err(), "it is about another sandbox");

@@ -7,14 +7,15 @@
 //! flush in a loop costs a repair or two a second.
 
 use super::{Cause, Command, Config, Event, Status};
-use crate::hostprobe::kubelet::{Cgroup, find, look, mounts};
+use crate::hostprobe::kubelet::mounts;
+use crate::hostprobe::nft::Line;
 use crate::hostprobe::watch::{Directory, Notifications};
 use crate::hostprobe::{
     Caller, HostError, HostRules, Kubelet, Observed, ProbeSet, Programmer, Sources, Target, branch,
     trial, upstream,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use redirect::host::{Change, Facts};
+use redirect::host::Change;
 use redirect::net::Family;
 use std::collections::BTreeSet;
 use std::io::{PipeReader, Read};
@@ -37,24 +38,31 @@ const RECHECK: Duration = Duration::from_secs(5);
 
 /// What the thread knows.
 pub(super) struct State<'a> {
-    config: &'a Config,
-    events: Sender<Event>,
-    sources: Sources,
-    mounts: Vec<PathBuf>,
-    level_offset: Result<u8, String>,
-    kubelet: Kubelet,
+    pub(super) config: &'a Config,
+    pub(super) events: Sender<Event>,
+    pub(super) sources: Sources,
+    pub(super) mounts: Vec<PathBuf>,
+    pub(super) level_offset: Result<u8, String>,
+    /// Why the host's cgroup namespace could not be entered.
+    pub(super) namespace: Option<String>,
+    pub(super) kubelet: Kubelet,
+    /// Looks in a row that found kubelet in no cgroup of its own any more.
+    pub(super) doubts: u8,
+    /// When it is looked for again before the audit.
+    pub(super) look_again: Option<Instant>,
     /// Where kubelet's cgroup is made again when kubelet starts again.
-    parent: Option<(PathBuf, Directory)>,
-    set: ProbeSet,
-    notifications: Notifications,
-    ahead: Vec<String>,
-    repairs: u64,
-    repaired_at: Option<Instant>,
-    gap: Duration,
+    pub(super) parent: Option<(PathBuf, Directory)>,
+    pub(super) set: ProbeSet,
+    pub(super) line: Line,
+    pub(super) notifications: Notifications,
+    pub(super) ahead: Vec<String>,
+    pub(super) repairs: u64,
+    pub(super) repaired_at: Option<Instant>,
+    pub(super) gap: Duration,
     /// A notification that was not looked after yet.
-    dirty: Option<Instant>,
-    next_audit: Instant,
-    next_recheck: Instant,
+    pub(super) dirty: Option<Instant>,
+    pub(super) next_audit: Instant,
+    pub(super) next_recheck: Instant,
 }
 
 impl<'a> State<'a> {
@@ -65,10 +73,9 @@ impl<'a> State<'a> {
     ) -> Result<Self, HostError> {
         trial::dialect(&config.programmer)?;
         let mounts = mounts(&config.proc);
-        let level_offset = match namespace {
-            Ok(()) => trial::cgroups(&config.programmer, &mounts),
-            Err(error) => Err(trial::said(&error)),
-        };
+        let level_offset = trial::cgroups(&config.programmer, &mounts);
+        // It matters only where kubelet is outside of ours, and then it is the reason.
+        let namespace = namespace.err().map(|error| trial::said(&error));
         let mut sources = config.sources;
         let no_tool = |tools: &std::sync::Arc<crate::iptables::Iptables>| {
             tools.host_tools(Family::V6).is_empty()
@@ -89,9 +96,13 @@ impl<'a> State<'a> {
             sources,
             mounts,
             level_offset,
+            namespace,
             kubelet: Kubelet { caller: Caller::Uid(0), process: None, why: None },
+            doubts: 0,
+            look_again: None,
             parent: None,
             set: ProbeSet::default(),
+            line: Line::default(),
             // Before the first look: what changes after it is heard.
             notifications: Notifications::subscribe()?,
             ahead: Vec::new(),
@@ -109,12 +120,12 @@ impl<'a> State<'a> {
         Ok(state)
     }
 
-    fn tell(&self, event: Event) {
+    pub(super) fn tell(&self, event: Event) {
         // Nobody listens.
         let _ = self.events.send(event);
     }
 
-    fn rules(&self) -> HostRules {
+    pub(super) fn rules(&self) -> HostRules {
         HostRules { caller: self.kubelet.caller.clone(), sources: self.sources }
     }
 
@@ -164,7 +175,7 @@ impl<'a> State<'a> {
 
     /// When there is something to do by itself.
     fn due(&self) -> Instant {
-        let mut due = self.next_audit;
+        let mut due = self.look_again.map_or(self.next_audit, |at| at.min(self.next_audit));
         if matches!(self.config.programmer, Programmer::Iptables(_)) {
             due = due.min(self.next_recheck);
         }
@@ -182,6 +193,9 @@ impl<'a> State<'a> {
 
     fn work(&mut self) {
         let now = Instant::now();
+        if self.look_again.is_some_and(|at| now >= at) {
+            self.refresh_kubelet();
+        }
         let iptables = matches!(self.config.programmer, Programmer::Iptables(_));
         let (cause, since) = match self.dirty {
             _ if now >= self.next_audit => (Cause::Audit, now),
@@ -218,8 +232,7 @@ impl<'a> State<'a> {
         let Observed { present, diff, elements, ahead, .. } =
             self.config.programmer.observe(&rules)?;
         let change = self.set.reconcile(&elements);
-        let holds = diff.is_empty()
-            && (change.is_empty() || self.config.programmer.update(&rules, &change)?);
+        let holds = diff.is_empty() && (change.is_empty() || self.update(&rules, &change)?);
         if !holds {
             self.install(&rules, &elements, &change)?;
         }
@@ -240,7 +253,11 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    fn install(
+    fn update(&mut self, rules: &HostRules, change: &Change) -> Result<bool, HostError> {
+        self.config.programmer.update_over(&mut self.line, rules, change)
+    }
+
+    pub(super) fn install(
         &self,
         rules: &HostRules,
         there: &BTreeSet<Target>,
@@ -278,7 +295,7 @@ impl<'a> State<'a> {
     }
 
     fn change(&mut self, change: &Change) -> Result<(), HostError> {
-        if !self.config.programmer.update(&self.rules(), change)? {
+        if !self.update(&self.rules(), change)? {
             self.check(Cause::Request, Instant::now())?;
         }
         let added: BTreeSet<IpAddr> = change.add.iter().map(|target| target.address).collect();
@@ -344,80 +361,6 @@ impl<'a> State<'a> {
         match removed {
             Ok(()) => Ok(()),
             Err(errors) => errors.into_iter().next().map_or(Ok(()), Err),
-        }
-    }
-
-    fn find_kubelet(&self) -> Result<Kubelet, HostError> {
-        let process = find(&self.config.proc, self.config.host.id())?;
-        let path = process.as_ref().and_then(|process| process.cgroup.clone());
-        let (cgroup_id, holds_pods) = match path.map(|path| look(&self.mounts, &path)) {
-            Some(Ok(Cgroup { id, holds_pods, .. })) => (Ok(id), holds_pods),
-            Some(Err(why)) => (Err(why), false),
-            None => (Err("its cgroup is not known".to_owned()), false),
-        };
-        let level_offset = self.level_offset.clone();
-        Ok(Kubelet::choose(Facts { process, cgroup_id, holds_pods, level_offset }))
-    }
-
-    /// Looks for kubelet again; writes rules when it is another. While it is away,
-    /// the rules stay as narrow as they are.
-    fn refresh_kubelet(&mut self) {
-        let mut found = match self.find_kubelet() {
-            Ok(found) => found,
-            Err(error) => return self.tell(Event::Failed(error)),
-        };
-        if found.process.is_none()
-            && let Caller::Cgroup { path, level, .. } = &self.kubelet.caller
-        {
-            let Ok(Cgroup { id, .. }) = look(&self.mounts, path) else { return };
-            let caller = Caller::Cgroup { path: path.clone(), level: *level, id };
-            found = Kubelet { caller, ..self.kubelet.clone() };
-        }
-        if found == self.kubelet {
-            return;
-        }
-        let rewrite = found.caller != self.kubelet.caller;
-        let before = std::mem::replace(&mut self.kubelet, found);
-        if rewrite && let Err(error) = self.rewrite() {
-            self.tell(Event::Failed(error));
-            self.kubelet = before;
-            return;
-        }
-        self.watch_parent();
-        self.tell(Event::Kubelet(self.kubelet.clone()));
-    }
-
-    /// Writes the rules for another kubelet, with the elements that are there.
-    fn rewrite(&self) -> Result<(), HostError> {
-        let rules = self.rules();
-        let there = self.config.programmer.observe(&rules)?.elements;
-        self.install(&rules, &there, &self.set.reconcile(&there))
-    }
-
-    fn cgroup_moved(&mut self) {
-        let name = match &self.kubelet.caller {
-            Caller::Cgroup { path, .. } => path.rsplit('/').next().map(str::to_owned),
-            Caller::Uid(_) => None,
-        };
-        let concerns = |(_, directory): &(PathBuf, Directory)| directory.concerns(name.as_deref());
-        if self.parent.as_ref().is_some_and(concerns) {
-            self.refresh_kubelet();
-            // The directory may be gone itself.
-            self.watch_parent();
-        }
-    }
-
-    fn watch_parent(&mut self) {
-        let dir = match &self.kubelet.caller {
-            Caller::Cgroup { path, .. } => look(&self.mounts, path).ok().map(|found| found.dir),
-            Caller::Uid(_) => None,
-        };
-        let Some(parent) = dir.as_deref().and_then(Path::parent) else {
-            // Kubelet's is away; what is watched already hears when it comes.
-            return;
-        };
-        if self.parent.as_ref().is_none_or(|(watched, _)| watched != parent || !watched.exists()) {
-            self.parent = Directory::watch(parent).map(|watch| (parent.to_owned(), watch));
         }
     }
 }

@@ -64,10 +64,11 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Istio's agent accepts five a second and waits five seconds for anything.
+    /// As Istio's agent: five connections a second, never two at once, and five
+    /// seconds for anything.
     fn default() -> Self {
         Self {
-            burst: 5,
+            burst: 1,
             pace: Duration::from_millis(200),
             peers: 16,
             uid: 0,
