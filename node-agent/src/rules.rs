@@ -45,7 +45,7 @@ pub(crate) fn rules(args: &RulesArgs) -> Result<String> {
 
 /// What a file makes.
 enum AnyPlan {
-    Sidecar(Plan),
+    Sidecar(Box<Plan>),
     Ambient(AmbientPlan),
 }
 
