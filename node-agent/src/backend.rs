@@ -2,11 +2,15 @@
 //! other one programmed before.
 
 use crate::failure::causes;
-use redirect::compile::compile;
+use redirect::ambient::AmbientPlan;
+use redirect::compile::{ambient, compile};
 use redirect::desired::{Desired, Dialect, Form};
+use redirect::net::Family;
 use redirect::plan::Plan;
-use std::sync::OnceLock;
-use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff};
+use std::sync::{Arc, OnceLock};
+use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff, clear, convert};
+use sys::conntrack::{Queries, flush_dns};
+use sys::hostprobe::Programmer;
 use sys::iptables::{DetectError, Iptables, Search};
 use sys::nftables::{Nftables, iptables_residue};
 use sys::probe::{ScratchError, scratch};
@@ -49,8 +53,26 @@ pub(crate) struct NodeBackend {
     kind: BackendKind,
     nftables: Nftables,
     /// Looking for the tools takes about 100 ms: on first need.
-    iptables: OnceLock<Result<Iptables, DetectError>>,
+    iptables: OnceLock<Result<Arc<Iptables>, DetectError>>,
     search: Search,
+}
+
+/// Intent that rules are made of.
+pub(crate) trait Rules {
+    /// The rules of a form.
+    fn rules(&self, form: Form) -> Desired;
+}
+
+impl Rules for Plan {
+    fn rules(&self, form: Form) -> Desired {
+        compile(self, form)
+    }
+}
+
+impl Rules for AmbientPlan {
+    fn rules(&self, form: Form) -> Desired {
+        ambient(self, form)
+    }
 }
 
 /// What was done to a namespace.
@@ -129,9 +151,25 @@ impl NodeBackend {
         }
     }
 
+    /// What programs the host's rules for kubelet's probes.
+    ///
+    /// # Errors
+    ///
+    /// When iptables is wanted and not here; the text is one line.
+    pub(crate) fn programmer(&self) -> Result<Programmer, String> {
+        Ok(match self.kind {
+            BackendKind::Nftables => Programmer::Nftables,
+            BackendKind::Iptables => Programmer::Iptables(Arc::clone(self.tools()?)),
+        })
+    }
+
     fn iptables(&self) -> Result<&Iptables, String> {
+        self.tools().map(Arc::as_ref)
+    }
+
+    fn tools(&self) -> Result<&Arc<Iptables>, String> {
         self.iptables
-            .get_or_init(|| Iptables::detect_with(&self.search))
+            .get_or_init(|| Iptables::detect_with(&self.search).map(Arc::new))
             .as_ref()
             .map_err(|error| causes(error))
     }
@@ -146,13 +184,13 @@ impl NodeBackend {
     /// # Errors
     ///
     /// When the namespace cannot be programmed; the text is one line.
-    pub(crate) fn program(&self, plan: &Plan) -> Result<Programmed, String> {
+    pub(crate) fn program(&self, plan: &dyn Rules) -> Result<Programmed, String> {
         let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
             BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
             BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
         };
-        let want = compile(plan, Form::Sluice);
-        let also = compile(plan, Form::Istio(dialect(own.kind())));
+        let want = plan.rules(Form::Sluice);
+        let also = plan.rules(Form::Istio(dialect(own.kind())));
         let apply = || own.apply(&want, Some(&also)).map_err(|error| causes(&error));
         let Some(other) = other else {
             let applied = apply()?;
@@ -162,13 +200,8 @@ impl NodeBackend {
             let note = Some("rules of the same plan were there already and are left as they are");
             return Ok(Programmed { kind: other.kind(), applied: Applied::Unchanged, note });
         }
-        apply()?;
-        other.remove().map_err(|errors| {
-            let errors: Vec<String> = errors.iter().map(|error| causes(error)).collect();
-            format!("remove what {} left: {}", other.kind(), errors.join("; "))
-        })?;
-        // Removal takes the routing of both.
-        apply()?;
+        convert(own, Some(other), &want)
+            .map_err(|errors| format!("remove what {} left: {}", other.kind(), all(&errors)))?;
         let note = Some("rules that the other backend left were replaced");
         Ok(Programmed { kind: own.kind(), applied: Applied::Replaced, note })
     }
@@ -179,7 +212,7 @@ impl NodeBackend {
     /// # Errors
     ///
     /// When the kernel cannot be asked; the text is one line.
-    pub(crate) fn observe(&self, plan: &Plan) -> Result<Diff, String> {
+    pub(crate) fn observe(&self, plan: &dyn Rules) -> Result<Diff, String> {
         let own: &dyn Backend = match self.kind {
             BackendKind::Nftables => &self.nftables,
             BackendKind::Iptables => self.iptables()?,
@@ -197,7 +230,28 @@ impl NodeBackend {
         {
             return Ok(Diff::default());
         }
-        own.observe(&compile(plan, Form::Sluice)).map_err(one_line)
+        own.observe(&plan.rules(Form::Sluice)).map_err(one_line)
+    }
+
+    /// Takes all rules of ours and of Istio's out of the calling thread's namespace,
+    /// their routes, and what the kernel remembers of captured queries.
+    ///
+    /// # Errors
+    ///
+    /// When something is left; the text is one line.
+    pub(crate) fn clear(&self) -> Result<(), String> {
+        let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
+            BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
+            BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
+        };
+        let backends: Vec<&dyn Backend> = std::iter::once(own).chain(other).collect();
+        clear(&backends).map_err(|errors| all(&errors))?;
+        flush_dns(Queries::Captured).map_err(|error| causes(&error))?;
+        if self.is_bare()? {
+            Ok(())
+        } else {
+            Err("rules are still in the namespace after they were removed".to_owned())
+        }
     }
 
     /// True when the calling thread's namespace has no rules of ours or Istio's.
@@ -239,10 +293,32 @@ impl NodeBackend {
     }
 }
 
+/// All errors on one line.
+fn all(errors: &[BackendError]) -> String {
+    errors.iter().map(|error| causes(error)).collect::<Vec<_>>().join("; ")
+}
+
+/// FNV-1a of the rules as text: tells one set of rules from another in a record,
+/// the same in every build.
+pub(crate) fn rules_hash(plan: &dyn Rules) -> String {
+    let desired = plan.rules(Form::Sluice);
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut add = |text: &str| {
+        for byte in text.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for family in [Family::V4, Family::V6] {
+        add(&redirect::iptables::render(&desired, family));
+    }
+    add(&format!("{:?}", desired.routing));
+    format!("{hash:016x}")
+}
+
 /// True when a form of the plan holds in the backend's own dialect.
-fn holds(backend: &dyn Backend, plan: &Plan) -> Result<bool, BackendError> {
+fn holds(backend: &dyn Backend, plan: &dyn Rules) -> Result<bool, BackendError> {
     for form in [Form::Sluice, Form::Istio(dialect(backend.kind()))] {
-        if backend.observe(&compile(plan, form))?.is_empty() {
+        if backend.observe(&plan.rules(form))?.is_empty() {
             return Ok(true);
         }
     }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod ambient;
 mod backend;
 mod cleanup;
 mod config;

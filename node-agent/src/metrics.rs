@@ -84,6 +84,11 @@ impl Metrics {
         metrics
     }
 
+    /// Samples of another part of the agent.
+    pub(crate) fn also(&mut self, samples: Box<dyn Collector>) {
+        self.registry.register_collector(samples);
+    }
+
     /// `_total` and the help's full stop are added by the encoder.
     fn register_istios(&mut self) {
         let registry = &mut self.registry;

@@ -18,6 +18,8 @@ use wire::request::Attachment;
 
 /// Directory below the run directory.
 const DIRECTORY: &str = wire::passed::RECORDS;
+/// Sandboxes that were found without their name are called so, and the pod's uid.
+const FOUND: &str = "found-";
 /// Files that are being written begin so; no sandbox's name does.
 const TEMPORARY: &str = ".new-";
 /// Format of the file.
@@ -38,6 +40,11 @@ pub(crate) struct SandboxId(String);
 pub(crate) struct SandboxIdError(String);
 
 impl SandboxId {
+    /// Of a pod whose sandbox's own name is not known: it was found running.
+    pub(crate) fn of_found(uid: &str) -> Result<Self, SandboxIdError> {
+        Self::new(&format!("{FOUND}{uid}"))
+    }
+
     /// Checks a container id.
     pub(crate) fn new(text: &str) -> Result<Self, SandboxIdError> {
         let mut bytes = text.bytes();
@@ -49,6 +56,11 @@ impl SandboxId {
         } else {
             Err(SandboxIdError(text.chars().take(MAX_ID).collect()))
         }
+    }
+
+    /// It is [`Self::of_found`].
+    pub(crate) fn is_of_found(&self) -> bool {
+        self.0.starts_with(FOUND)
     }
 
     /// The id.
@@ -81,6 +93,31 @@ pub(crate) struct Record {
     pub(crate) addresses: Vec<IpAddr>,
     /// What the plan was made of.
     pub(crate) facts: Facts,
+    /// `CNI_NETNS`, where a request said it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) path: String,
+    /// It is captured for ztunnel, and not for a sidecar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ambient: Option<AmbientFacts>,
+}
+
+/// What ztunnel was told of an ambient pod, and what of its plan is in no annotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AmbientFacts {
+    /// Its service account.
+    pub(crate) service_account: String,
+    /// Ports of its probes.
+    pub(crate) probe_ports: Vec<u16>,
+}
+
+impl AmbientFacts {
+    /// Of a pod.
+    pub(crate) fn of(workload: &crate::source::workload::Workload) -> Self {
+        Self {
+            service_account: workload.service_account.to_string(),
+            probe_ports: workload.probe_ports.to_vec(),
+        }
+    }
 }
 
 /// Which pod.
@@ -326,6 +363,10 @@ impl Records {
             live.iter().map(|a| (a.container_id.as_str(), a.if_name.as_str())).collect();
         let (mut removed, mut errors) = (Vec::new(), Vec::new());
         for id in self.ids() {
+            // The runtime knows such a sandbox by another name.
+            if id.is_of_found() {
+                continue;
+            }
             match self.reduce(&id, |attached| live.contains(&(id.as_str(), attached))) {
                 Ok(Detached::Removed) => removed.push(id),
                 Ok(_) => {}
@@ -413,6 +454,8 @@ mod tests {
             rules: "0".into(),
             addresses: vec!["10.0.0.5".parse().unwrap()],
             facts: Facts::of(&pod),
+            path: String::new(),
+            ambient: None,
         }
     }
 
@@ -457,6 +500,23 @@ mod tests {
         assert_eq!(removed.iter().map(SandboxId::as_str).collect::<Vec<_>>(), ["a", "c"]);
         assert!(errors.is_empty());
         assert!(records.remove(&SandboxId::new("b").unwrap()).unwrap());
+    }
+
+    #[test]
+    fn an_ambient_pods_record_says_so_and_an_old_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let id = SandboxId::of_found("0a-1").unwrap();
+        let facts = AmbientFacts { service_account: "s".into(), probe_ports: vec![80] };
+        let own = Record { ambient: Some(facts), path: "/run/netns/a".into(), ..record("x") };
+        records.write(&id, &own).unwrap();
+        assert_eq!(records.read(&id).unwrap(), Some(own));
+        let text = serde_json::to_string(&record("x")).unwrap();
+        assert!(!text.contains("ambient") && !text.contains("path"), "as older agents wrote it");
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record("x"));
+        // No runtime lists it.
+        let (removed, errors) = records.retain(&[]);
+        assert!(removed.is_empty() && errors.is_empty());
     }
 
     #[test]

@@ -48,3 +48,7 @@ pub const RULES_MISSING: u32 = 110;
 pub const AGENT_OVERLOADED: u32 = 111;
 /// A defect of ours: a panic in plugin or agent.
 pub const INTERNAL: u32 = 112;
+/// An ambient pod's ADD: no ztunnel is connected to the agent.
+pub const ZTUNNEL_NOT_CONNECTED: u32 = 113;
+/// An ambient pod's ADD: ztunnel refused the pod, or did not answer in time.
+pub const ZTUNNEL_NOT_ACCEPTED: u32 = 114;

@@ -2,13 +2,11 @@
 
 use super::hints::Known;
 use super::{Agent, answer, in_time, sandbox};
-use crate::backend::Programmed;
+use crate::backend::{Programmed, rules_hash};
 use crate::failure::{Failure, causes};
 use crate::record::{self, Facts, PodKey, Record, SandboxId};
 use crate::server::Along;
-use redirect::desired::Form;
 use redirect::enroll::{self, decide};
-use redirect::net::Family;
 use redirect::plan::Plan;
 use redirect::pod::Pod;
 use redirect::sidecar::{self, PlanError, plan};
@@ -66,14 +64,10 @@ impl Agent {
                 );
                 Ok(answer(Decision::Skip, reason.to_string()))
             }
-            enroll::Decision::Ambient => Err(Failure::new(
-                code::CAPTURE_UNSUPPORTED,
-                format!(
-                    "pod {}/{} is to be captured for ztunnel, which this agent cannot do",
-                    pod.namespace, pod.name
-                ),
-                "turn ambient mode off, or label the pod istio.io/dataplane-mode=none",
-            )),
+            enroll::Decision::Ambient => {
+                self.host_is_known(&netns)?;
+                self.capture_ambient(request, netns, pod, deadline)
+            }
             enroll::Decision::Sidecar => {
                 self.host_is_known(&netns)?;
                 self.capture(request, sandbox.as_ref(), &netns, pod, deadline)
@@ -154,6 +148,8 @@ impl Agent {
             rules: rules_hash(&done.plan),
             addresses: done.addresses.clone(),
             facts: Facts::of(pod),
+            path: request.netns.clone(),
+            ambient: None,
         }
     }
 }
@@ -204,21 +200,4 @@ fn log(pod: &Pod, netns: &Netns, programmed: &Programmed, report: &Report, unrec
         unrecorded,
         "captured"
     );
-}
-
-/// FNV-1a of the rules as text: tells one set of rules from another in a record,
-/// the same in every build.
-pub(super) fn rules_hash(plan: &Plan) -> String {
-    let desired = redirect::compile::compile(plan, Form::Sluice);
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut add = |text: &str| {
-        for byte in text.bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    for family in [Family::V4, Family::V6] {
-        add(&redirect::iptables::render(&desired, family));
-    }
-    add(&format!("{:?}", desired.routing));
-    format!("{hash:016x}")
 }

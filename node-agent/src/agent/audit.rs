@@ -260,7 +260,9 @@ impl Agent {
         }
         let result = match wanted {
             enroll::Decision::Sidecar => self.capture_late(passed, pod),
-            _ => Err("it is to be captured for ztunnel, which this agent cannot do".to_owned()),
+            // Found and captured as every other that runs.
+            _ if self.is_ambient_verified(pod) => Ok(()),
+            _ => Err("it is being captured for ztunnel".to_owned()),
         };
         let Err(why) = result else {
             tracing::warn!(
@@ -281,6 +283,11 @@ impl Agent {
             );
         }
         Done::Keep
+    }
+
+    fn is_ambient_verified(&self, pod: &Pod) -> bool {
+        let uid = pod.uid.as_deref().unwrap_or_default();
+        self.ambient.get().is_some_and(|ambient| ambient.figures().is_verified(uid))
     }
 
     fn capture_late(&self, passed: &Passed, pod: &Pod) -> Result<(), String> {

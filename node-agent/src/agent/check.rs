@@ -2,7 +2,7 @@
 
 use super::{Agent, answer, sandbox};
 use crate::failure::{Failure, causes};
-use crate::record::Detached;
+use crate::record::{Detached, SandboxId};
 use crate::server::Along;
 use redirect::enroll::{self, decide};
 use redirect::plan::Plan;
@@ -10,6 +10,7 @@ use redirect::pod::Pod;
 use redirect::sidecar::plan;
 use std::net::IpAddr;
 use std::time::Instant;
+use sys::backend::Diff;
 use sys::netns::within_pod;
 use wire::code;
 use wire::request::{Answer, Decision, GcRequest, PodRequest};
@@ -37,6 +38,11 @@ impl Agent {
             })?,
             None => None,
         };
+        if let Some(record) = record.as_ref().filter(|record| record.ambient.is_some()) {
+            let _turns = self.turns(sandbox.as_ref(), Some(netns.id()), deadline)?;
+            let diff = self.observe_ambient(record, &netns)?;
+            return verdict(&record.pod(), &diff, Decision::Ambient);
+        }
         // What was planned at ADD holds, whatever the manifest says by now.
         let (pod, addresses): (Pod, Option<Vec<IpAddr>>) = match record {
             Some(record) => (record.pod(), Some(record.addresses)),
@@ -49,9 +55,8 @@ impl Agent {
                     }
                     Ok(enroll::Decision::Sidecar) => (found.pod, None),
                     Ok(enroll::Decision::Ambient) => {
-                        let what =
-                            "the pod is to be captured for ztunnel, which this agent cannot do";
-                        return Err(Failure::new(code::CAPTURE_UNSUPPORTED, what.to_owned(), NEXT));
+                        let what = "the pod is to be captured for ztunnel, and was not";
+                        return Err(Failure::new(code::RULES_MISSING, what, NEXT));
                     }
                     Err(error) => {
                         return Err(Failure::new(code::UNKNOWN_POD, error.to_string(), NEXT));
@@ -71,22 +76,7 @@ impl Agent {
             self.backend.observe(&plan).map_err(missing)
         })
         .map_err(|error| Failure::new(code::INVALID_NETNS, causes(&error), NEXT))??;
-        if diff.is_empty() {
-            return Ok(answer(Decision::Sidecar, "the rules hold"));
-        }
-        let text = diff.to_string();
-        let lines: Vec<&str> = text.lines().collect();
-        let shown = lines[..lines.len().min(DIFF_LINES)].join("; ");
-        let more = lines.len().saturating_sub(DIFF_LINES);
-        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        Err(Failure::new(
-            code::RULES_MISSING,
-            format!(
-                "rules of pod {}/{} are not what they must be: {shown}{more}",
-                pod.namespace, pod.name
-            ),
-            NEXT,
-        ))
+        verdict(&pod, &diff, Decision::Sidecar)
     }
 
     /// Forgets an interface, and its sandbox with the last one. The rules go with the
@@ -101,6 +91,9 @@ impl Agent {
         let detached = self.records.detach(&id, interface).map_err(|error| {
             Failure::new(code::IO_FAILURE, causes(&error), "the record stays; GC removes it later")
         })?;
+        if detached != Detached::Stays {
+            self.tell_gone(&id);
+        }
         if detached == Detached::Removed {
             tracing::info!(
                 ns = request.pod_namespace,
@@ -118,6 +111,13 @@ impl Agent {
         Ok(answer(Decision::Done, reason))
     }
 
+    /// Ambient capture is told of a sandbox that is gone, whether it has it or not.
+    fn tell_gone(&self, id: &SandboxId) {
+        if let Some(ambient) = self.ambient.get() {
+            ambient.sandbox_gone(id.as_str());
+        }
+    }
+
     /// Forgets what the runtime does not list. A runtime that lists nothing at all
     /// did not say anything.
     pub(super) fn gc(&self, request: &GcRequest) -> Result<Answer, Failure> {
@@ -126,6 +126,7 @@ impl Agent {
         };
         let (removed, errors) = self.records.retain(live);
         for id in &removed {
+            self.tell_gone(id);
             tracing::info!(
                 sandbox = id.as_str(),
                 reason = "not listed by the runtime",
@@ -161,5 +162,24 @@ impl Agent {
     }
 }
 
-const NEXT: &str =
+fn verdict(pod: &Pod, diff: &Diff, decision: Decision) -> Result<Answer, Failure> {
+    if diff.is_empty() {
+        return Ok(answer(decision, "the rules hold"));
+    }
+    let text = diff.to_string();
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = lines[..lines.len().min(DIFF_LINES)].join("; ");
+    let more = lines.len().saturating_sub(DIFF_LINES);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err(Failure::new(
+        code::RULES_MISSING,
+        format!(
+            "rules of pod {}/{} are not what they must be: {shown}{more}",
+            pod.namespace, pod.name
+        ),
+        NEXT,
+    ))
+}
+
+pub(super) const NEXT: &str =
     "delete the pod so that its sandbox is made anew; until then its traffic may pass by the proxy";

@@ -2,6 +2,7 @@
 //! `redirect` the decisions, `sys` the effects; this brings them together.
 
 mod add;
+mod ambient;
 mod audit;
 mod busy;
 mod check;
@@ -15,6 +16,7 @@ pub(crate) use audit::Escaped;
 pub(crate) use running::RunningError;
 pub(crate) use start::run;
 
+use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::failure::{Failure, causes};
 use crate::record::{Records, SandboxId};
@@ -23,11 +25,12 @@ use crate::snapshot::Keeper;
 use crate::source::{Found, Missing, Pods, Wanted};
 use audit::Audit;
 use busy::{Busy, Key, Turn};
-use hosts::Hosts;
+pub(crate) use hosts::Hosts;
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use sys::backend::BackendError;
 use sys::netns::{Netns, NetnsId};
@@ -50,15 +53,17 @@ const MARGIN: Duration = Duration::from_millis(100);
 pub(crate) struct Agent {
     source: Pods,
     config: Config,
-    backend: NodeBackend,
-    records: Records,
+    backend: Arc<NodeBackend>,
+    records: Arc<Records>,
     busy: Busy,
     /// Namespaces that are never programmed.
-    hosts: Hosts,
+    hosts: Arc<Hosts>,
     /// What the plugin has for the time without an agent.
     keeper: Keeper,
     /// What passed unseen.
     audit: Audit,
+    /// Ambient capture, where that mode is on.
+    ambient: OnceLock<Arc<Ambient>>,
 }
 
 impl Service for Agent {
@@ -114,13 +119,20 @@ impl Agent {
     pub(crate) fn new(
         source: Pods,
         config: Config,
-        backend: NodeBackend,
-        records: Records,
-        hosts: Hosts,
+        backend: Arc<NodeBackend>,
+        records: Arc<Records>,
+        hosts: Arc<Hosts>,
         run_dir: &Path,
     ) -> Self {
         let (keeper, audit) = (Keeper::new(run_dir), Audit::new(run_dir));
-        Self { source, config, backend, records, busy: Busy::default(), hosts, keeper, audit }
+        let (busy, ambient) = (Busy::default(), OnceLock::new());
+        Self { source, config, backend, records, busy, hosts, keeper, audit, ambient }
+    }
+
+    /// From now on ambient pods are captured by it.
+    pub(crate) fn serve_ambient(&self, ambient: Arc<Ambient>) {
+        // Called once, at the start.
+        let _ = self.ambient.set(ambient);
     }
 
     /// The pod's namespace: the descriptor that came along or, from Istio's plugin,

@@ -5,6 +5,7 @@ mod selftest;
 
 use super::Agent;
 use super::hosts::Hosts;
+use crate::ambient::{Ambient, Node, Options, Samples};
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
 use crate::health::Health;
@@ -12,7 +13,7 @@ use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
 use crate::metrics::{Metrics, Served};
 use crate::record::Records;
-use crate::repair;
+use crate::repair::{self, place};
 use crate::responder::Responder;
 use crate::server::Server;
 use crate::source::Pods;
@@ -47,6 +48,7 @@ struct Prepared<'a> {
     backend: NodeBackend,
     installation: Option<(Settings, PluginEntry)>,
     repair: Option<repair::Settings>,
+    ambient: Option<Options>,
 }
 
 /// Runs the agent until it is told to stop. Ending takes nothing back: rules, records,
@@ -84,6 +86,7 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
     let config = args.policy().config()?;
     let installation = args.installation(entry)?;
     let repair = args.repair()?;
+    let ambient = args.ambient()?;
     let backend = NodeBackend::choose(args.choice(), &args.search())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -92,7 +95,7 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
         "backend proved in a scratch namespace"
     );
     let prepared =
-        Prepared { args, run_dir: args.run_dir(), config, backend, installation, repair };
+        Prepared { args, run_dir: args.run_dir(), config, backend, installation, repair, ambient };
     let result = runtime.block_on(serve(prepared, stop));
     // A step that hangs must not keep the process: its request was answered.
     runtime.shutdown_background();
@@ -106,8 +109,8 @@ async fn serve(
     prepared: Prepared<'_>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let Prepared { args, run_dir, config, backend, mut installation, repair } = prepared;
-    let hosts = Hosts::find()?;
+    let Prepared { args, run_dir, config, backend, mut installation, repair, ambient } = prepared;
+    let hosts = Arc::new(Hosts::find()?);
     if let Some((_, entry)) = &mut installation {
         entry.agent_host_network = hosts.agent_is_on_host();
     }
@@ -132,15 +135,32 @@ async fn serve(
     let (pods, namespaces) = source.count();
     let server = Server::bind(&run_dir, &[wire::passed::RECORDS])?;
     let log_socket = LogSocket::bind(&run_dir)?;
-    let records = Records::open(&run_dir)?;
+    let (backend, records) = (Arc::new(backend), Arc::new(Records::open(&run_dir)?));
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
     let (looked_at, followed) = (source.clone(), source.clone());
+    let node = ambient.map(|options| Node {
+        source: source.clone(),
+        policy: config.clone(),
+        options,
+        backend: Arc::clone(&backend),
+        records: Arc::clone(&records),
+        hosts: Arc::clone(&hosts),
+        proc: place::root(),
+    });
     let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
     let agent = Arc::new(agent);
+    let ambient = node.map(|node| Ambient::start(node, health.beats("ambient", SILENCE)));
+    let ambient = ambient.transpose()?;
+    if let Some(ambient) = &ambient {
+        agent.serve_ambient(Arc::clone(ambient));
+    }
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
     let counted = Arc::clone(&agent);
     let escaped = move || counted.escaped();
-    let metrics = Metrics::new(Arc::clone(&health), looked_at, kind, escaped);
+    let mut metrics = Metrics::new(Arc::clone(&health), looked_at, kind, escaped);
+    if let Some(ambient) = &ambient {
+        metrics.also(Box::new(Samples(Arc::clone(ambient.figures()))));
+    }
     let metrics = Arc::new(metrics);
     if let Some(port) = metrics_port {
         let metrics = Arc::clone(&metrics);

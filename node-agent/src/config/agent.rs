@@ -1,5 +1,6 @@
 //! Options of the agent.
 
+use super::ambient::AmbientArgs;
 use super::install::InstallArgs;
 use super::istio::{RepairArgs, UnusedArgs};
 use super::log::LogArgs;
@@ -70,6 +71,8 @@ pub(crate) struct AgentArgs {
     #[command(flatten)]
     pub(super) log: LogArgs,
     #[command(flatten)]
+    pub(super) ambient: AmbientArgs,
+    #[command(flatten)]
     pub(super) install: InstallArgs,
     /// Install the plugin and keep it installed [default: true as install-cni, else false].
     #[arg(
@@ -104,6 +107,18 @@ impl AgentArgs {
     /// What decides about pods.
     pub(crate) fn policy(&self) -> &PolicyArgs {
         &self.policy
+    }
+
+    /// Settings of ambient mode; `None` when it is off.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be followed.
+    pub(crate) fn ambient(&self) -> Result<Option<crate::ambient::Options>, ConfigError> {
+        if !self.policy.ambient_enabled.is_on() {
+            return Ok(None);
+        }
+        self.ambient.options().map(Some)
     }
 
     /// Directory of the sockets and of the records of sandboxes.
@@ -205,6 +220,7 @@ impl AgentArgs {
         switches.extend(self.installs.as_ref().map(|switch| ("install", switch)));
         switches.extend(self.install.switches());
         switches.extend(self.log.switches());
+        switches.extend(self.ambient.switches());
         switches.extend(self.repair.switches());
         let odd = switches.into_iter().filter_map(|(name, switch)| {
             let text = switch.odd()?;

@@ -7,12 +7,11 @@ use clap::Args;
 
 /// Of the environment; the flags are listed by themselves.
 pub(super) const IGNORED: &str = "\
-Also accepted from the environment without effect: AMBIENT_DNS_CAPTURE, AMBIENT_IPV6,
-AMBIENT_RECONCILE_POD_RULES_ON_STARTUP, AMBIENT_DISABLE_SAFE_UPGRADE (nothing is ever
-uninstalled at exit: see `sluice cleanup`), AMBIENT_USE_SCOPED_XTABLES_LOCKING,
-AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE, HOST_PROBE_SNAT_IP, HOST_PROBE_SNAT_IPV6,
-ALLOW_SWITCH_TO_HOST_NS (the host's namespace is found by itself), SYSTEM_NAMESPACE,
-REVISION, POD_NAME, CURRENT_AGENT_VERSION, REPAIR_RUN_AS_DAEMON, CNI_NET_DIR.
+Also accepted from the environment without effect: AMBIENT_RECONCILE_POD_RULES_ON_STARTUP
+(they always are), AMBIENT_DISABLE_SAFE_UPGRADE (nothing is ever uninstalled at exit:
+see `sluice cleanup`), AMBIENT_USE_SCOPED_XTABLES_LOCKING,
+AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE, ALLOW_SWITCH_TO_HOST_NS (the host's namespace is
+found by itself), REVISION, POD_NAME, CURRENT_AGENT_VERSION, REPAIR_RUN_AS_DAEMON, CNI_NET_DIR.
 
 A flag wins over its variable. A variable that is there but empty is set. A boolean
 that is none is false, with a warning.";
@@ -45,9 +44,6 @@ pub(super) struct UnusedArgs {
         default_missing_value = "true"
     )]
     skip_tls_verify: Option<String>,
-    /// Ambient mode is not there yet.
-    #[arg(long, env = "ZTUNNEL_UDS_ADDRESS", value_name = "PATH")]
-    ztunnel_uds_address: Option<String>,
     /// There is no ControlZ.
     #[arg(long = "ctrlz_port", value_name = "PORT")]
     ctrlz_port: Option<String>,
@@ -83,7 +79,6 @@ impl UnusedArgs {
             ("kubeconfig-mode", &self.kubeconfig_mode),
             ("kube-ca-file", &self.kube_ca_file),
             ("skip-tls-verify", &self.skip_tls_verify),
-            ("ztunnel-uds-address", &self.ztunnel_uds_address),
             ("ctrlz_port", &self.ctrlz_port),
             ("ctrlz_address", &self.ctrlz_address),
             ("log_stacktrace_level", &self.log_stacktrace_level),

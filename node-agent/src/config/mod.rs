@@ -6,6 +6,7 @@
 //! taken for the sake of its chart alone.
 
 mod agent;
+mod ambient;
 mod cleanup;
 mod install;
 mod istio;

@@ -71,6 +71,7 @@ mod tests {
             deleting: false,
             addresses: Vec::new(),
             init,
+            workload: crate::source::workload::Workload::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use sys::netns::{Netns, NetnsId, within};
 
 /// The host's processes, as Istio's chart mounts them, and as they are without.
@@ -39,7 +40,7 @@ pub(crate) struct Wanted<'a> {
 #[derive(Debug)]
 pub(crate) struct Place {
     /// The namespace.
-    pub(crate) netns: Netns,
+    pub(crate) netns: Arc<Netns>,
     /// Container of its oldest process, by the cgroup: the sandbox.
     pub(crate) sandbox: Option<String>,
 }
@@ -86,16 +87,27 @@ fn list(found: &[NetnsId]) -> String {
     found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A namespace with one of the addresses.
+/// The namespaces that processes are in, at a moment: looked at once, for any number
+/// of pods.
 #[derive(Debug)]
-struct Candidate {
-    netns: Netns,
-    /// A process in it is the pod's by its cgroup.
-    owned: bool,
-    /// One is another pod's.
-    foreign: bool,
-    /// The oldest process' container, and when that one started.
-    oldest: Option<(u64, Option<String>)>,
+pub(crate) struct Survey {
+    root: PathBuf,
+    occupied: Vec<Occupied>,
+}
+
+/// A namespace with what tells whose it is.
+#[derive(Debug)]
+struct Occupied {
+    netns: Arc<Netns>,
+    addresses: Vec<IpAddr>,
+    processes: Vec<Process>,
+}
+
+/// A process that belongs to a pod, or to nobody that is known.
+#[derive(Debug)]
+struct Process {
+    belongs: Belonging,
+    started: Option<u64>,
 }
 
 /// The directory of the host's processes.
@@ -112,26 +124,96 @@ pub(crate) fn find(root: &Path, wanted: &Wanted<'_>) -> Result<Place, PlaceError
     if wanted.addresses.is_empty() {
         return Err(PlaceError::NoAddress);
     }
-    let addresses = || wanted.addresses.to_vec();
-    let all = candidates(root, wanted)?;
-    let mut own: Vec<Candidate> = all.into_iter().filter(|c| c.owned || !c.foreign).collect();
-    // The better evidence decides: the record, the cgroup, the address alone.
-    for is_better in [
-        (|c: &Candidate, w: &Wanted<'_>| w.recorded.contains(&c.netns.id())) as fn(&_, &_) -> bool,
-        |c, _| c.owned,
-    ] {
-        if own.iter().any(|candidate| is_better(candidate, wanted)) {
-            own.retain(|candidate| is_better(candidate, wanted));
+    Survey::take(root, wanted.hosts)?.find(wanted)
+}
+
+impl Survey {
+    /// Looks at all processes.
+    ///
+    /// # Errors
+    /// When not all can be listed: who is missing then is not known to be gone.
+    pub(crate) fn take(root: &Path, hosts: &[NetnsId]) -> Result<Self, PlaceError> {
+        let mut seen: HashMap<NetnsId, Option<Occupied>> = HashMap::new();
+        for (process, id) in processes(root)? {
+            if hosts.contains(&id) {
+                continue;
+            }
+            if let Some(occupied) = seen.entry(id).or_insert_with(|| open(&process, id)) {
+                occupied.processes.push(Process::of(&process));
+            }
+        }
+        let occupied = seen.into_values().flatten().collect();
+        Ok(Self { root: root.to_owned(), occupied })
+    }
+
+    /// Finds a pod's namespace in it.
+    ///
+    /// # Errors
+    /// When there is none, or more than one may be it.
+    pub(crate) fn find(&self, wanted: &Wanted<'_>) -> Result<Place, PlaceError> {
+        if wanted.addresses.is_empty() {
+            return Err(PlaceError::NoAddress);
+        }
+        let addresses = || wanted.addresses.to_vec();
+        let mut own: Vec<&Occupied> = self
+            .occupied
+            .iter()
+            .filter(|o| !wanted.hosts.contains(&o.netns.id()))
+            .filter(|o| wanted.addresses.iter().any(|ip| o.addresses.contains(&ip.to_canonical())))
+            .filter(|o| o.is_owned(wanted.uids) || !o.is_foreign(wanted.uids))
+            .collect();
+        // The better evidence decides: the record, the cgroup, the address alone.
+        for is_better in [
+            (|o: &Occupied, w: &Wanted<'_>| w.recorded.contains(&o.netns.id())) as fn(&_, &_) -> _,
+            |o, w| o.is_owned(w.uids),
+        ] {
+            if own.iter().any(|occupied| is_better(occupied, wanted)) {
+                own.retain(|occupied| is_better(occupied, wanted));
+            }
+        }
+        match own[..] {
+            [] => Err(PlaceError::Nowhere { root: self.root.clone(), addresses: addresses() }),
+            [one] => Ok(Place {
+                netns: Arc::clone(&one.netns),
+                sandbox: one.sandbox(wanted.uids).map(ToOwned::to_owned),
+            }),
+            _ => Err(PlaceError::Ambiguous {
+                addresses: addresses(),
+                found: own.iter().map(|occupied| occupied.netns.id()).collect(),
+            }),
         }
     }
-    let found: Vec<NetnsId> = own.iter().map(|candidate| candidate.netns.id()).collect();
-    match (own.pop(), own.is_empty()) {
-        (None, _) => Err(PlaceError::Nowhere { root: root.to_owned(), addresses: addresses() }),
-        (Some(last), true) => {
-            let container = last.oldest.and_then(|(_, container)| container);
-            Ok(Place { netns: last.netns, sandbox: container.filter(|_| last.owned) })
+}
+
+impl Occupied {
+    /// A process in it is the pod's by its cgroup.
+    fn is_owned(&self, uids: &[String]) -> bool {
+        self.processes.iter().any(|process| process.is_of(uids))
+    }
+
+    /// One is another pod's.
+    fn is_foreign(&self, uids: &[String]) -> bool {
+        self.processes.iter().any(|process| process.belongs.uid.is_some() && !process.is_of(uids))
+    }
+
+    /// Container of the oldest process, if that is the pod's.
+    fn sandbox(&self, uids: &[String]) -> Option<&str> {
+        let known = self.processes.iter().filter_map(|process| Some((process.started?, process)));
+        let (_, oldest) = known.min_by_key(|(started, _)| *started)?;
+        oldest.belongs.container.as_deref().filter(|_| oldest.is_of(uids))
+    }
+}
+
+impl Process {
+    fn of(process: &Path) -> Self {
+        Self {
+            belongs: read(&process.join("cgroup")).map(|t| belonging(&t)).unwrap_or_default(),
+            started: read(&process.join("stat")).and_then(|text| started(&text)),
         }
-        (Some(_), false) => Err(PlaceError::Ambiguous { addresses: addresses(), found }),
+    }
+
+    fn is_of(&self, uids: &[String]) -> bool {
+        self.belongs.uid.as_ref().is_some_and(|uid| uids.contains(uid))
     }
 }
 
@@ -166,49 +248,19 @@ fn enter(process: &Path, id: NetnsId) -> Option<Netns> {
     Netns::open(&process.join("ns/net")).ok().filter(|netns| netns.id() == id)
 }
 
-fn candidates(root: &Path, wanted: &Wanted<'_>) -> Result<Vec<Candidate>, PlaceError> {
-    let mut seen: HashMap<NetnsId, Option<Candidate>> = HashMap::new();
-    for (process, id) in processes(root)? {
-        if wanted.hosts.contains(&id) {
-            continue;
-        }
-        let candidate = seen.entry(id).or_insert_with(|| open(&process, id, wanted));
-        if let Some(candidate) = candidate {
-            candidate.join(&process, wanted.uids);
-        }
-    }
-    Ok(seen.into_values().flatten().collect())
-}
-
-fn open(process: &Path, id: NetnsId, wanted: &Wanted<'_>) -> Option<Candidate> {
+fn open(process: &Path, id: NetnsId) -> Option<Occupied> {
     let netns = enter(process, id)?;
-    let held = match within(&netns, sys::routing::addresses) {
-        Ok(Ok(held)) => held,
+    let addresses = match within(&netns, sys::routing::addresses) {
+        Ok(Ok(addresses)) => addresses,
         Ok(Err(error)) => return unseen(id, &causes(&error)),
         Err(error) => return unseen(id, &causes(&error)),
     };
-    let has = wanted.addresses.iter().any(|ip| held.contains(&ip.to_canonical()));
-    has.then_some(Candidate { netns, owned: false, foreign: false, oldest: None })
+    Some(Occupied { netns: Arc::new(netns), addresses, processes: Vec::new() })
 }
 
-fn unseen(id: NetnsId, reason: &str) -> Option<Candidate> {
+fn unseen(id: NetnsId, reason: &str) -> Option<Occupied> {
     tracing::debug!(netns = %id, reason, "cannot read a namespace's addresses");
     None
-}
-
-impl Candidate {
-    fn join(&mut self, process: &Path, uids: &[String]) {
-        let cgroup = read(&process.join("cgroup")).map(|text| belonging(&text)).unwrap_or_default();
-        let own = cgroup.uid.as_ref().is_some_and(|uid| uids.contains(uid));
-        self.owned |= own;
-        self.foreign |= cgroup.uid.is_some() && !own;
-        let Some(started) = read(&process.join("stat")).and_then(|text| started(&text)) else {
-            return;
-        };
-        if self.oldest.as_ref().is_none_or(|(oldest, _)| started < *oldest) {
-            self.oldest = Some((started, cgroup.container.filter(|_| own)));
-        }
-    }
 }
 
 fn read(path: &Path) -> Option<String> {

@@ -183,6 +183,7 @@ mod tests {
             deleting: false,
             addresses: Vec::new(),
             init: Vec::new(),
+            workload: crate::source::workload::Workload::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! A manifest file's text into plain facts. Kubernetes' shapes stop here.
 
+use super::workload::{Checks, RawLifecycle, RawPort, RawProbe, Workload};
+use redirect::host::Declared;
 use redirect::pod::{Container, Namespace, Pod};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ const STATIC_POD_UID: &str = "kubernetes.io/config.hash";
 pub(crate) struct Objects {
     /// Pods in the order of the file.
     pub(crate) pods: Vec<Pod>,
+    /// What ambient capture asks of each of them, in the same order.
+    pub(crate) workloads: Vec<Workload>,
     /// Namespaces in the order of the file.
     pub(crate) namespaces: Vec<Namespace>,
     /// Kinds that were left out because nobody asks for them.
@@ -115,7 +119,9 @@ fn file(document: Document, index: usize, objects: &mut Objects) -> Result<(), M
             Err(wrong("Pod", "spec.containers is missing or empty"))
         }
         "Pod" => {
-            objects.pods.push(document.into_pod());
+            let (pod, workload) = document.into_pod();
+            objects.pods.push(pod);
+            objects.workloads.push(workload);
             Ok(())
         }
         "Namespace" => {
@@ -213,6 +219,8 @@ struct Spec {
     #[serde(deserialize_with = "nullable")]
     host_network: bool,
     #[serde(deserialize_with = "nullable")]
+    service_account_name: String,
+    #[serde(deserialize_with = "nullable")]
     init_containers: Vec<SpecContainer>,
     #[serde(deserialize_with = "nullable")]
     containers: Vec<SpecContainer>,
@@ -229,6 +237,12 @@ struct SpecContainer {
     env: Vec<EnvVar>,
     #[serde(deserialize_with = "nullable")]
     security_context: SecurityContext,
+    #[serde(deserialize_with = "nullable")]
+    ports: Vec<RawPort>,
+    liveness_probe: Option<RawProbe>,
+    readiness_probe: Option<RawProbe>,
+    startup_probe: Option<RawProbe>,
+    lifecycle: Option<RawLifecycle>,
 }
 
 #[derive(Deserialize, Default)]
@@ -267,11 +281,14 @@ fn nullable_values<'de, D: Deserializer<'de>>(
 }
 
 impl Document {
-    fn into_pod(self) -> Pod {
+    fn into_pod(mut self) -> (Pod, Workload) {
         let Metadata { name, namespace, uid, labels, annotations } = self.metadata;
+        let containers = self.spec.init_containers.iter_mut().chain(&mut self.spec.containers);
+        let declared: Vec<Declared> = containers.filter_map(SpecContainer::declared).collect();
+        let workload = Workload::new(Some(&self.spec.service_account_name), &declared);
         let init = self.spec.init_containers.into_iter().map(|c| c.into_facts(true));
         let regular = self.spec.containers.into_iter().map(|c| c.into_facts(false));
-        Pod {
+        let pod = Pod {
             name,
             namespace: if namespace.is_empty() { "default".to_owned() } else { namespace },
             uid: (!uid.is_empty()).then_some(uid),
@@ -279,11 +296,25 @@ impl Document {
             annotations,
             host_network: self.spec.host_network,
             containers: init.chain(regular).collect(),
-        }
+        };
+        (pod, workload)
     }
 }
 
 impl SpecContainer {
+    fn declared(&mut self) -> Option<Declared> {
+        let checks = Checks {
+            ports: std::mem::take(&mut self.ports),
+            probes: [
+                self.liveness_probe.take(),
+                self.readiness_probe.take(),
+                self.startup_probe.take(),
+            ],
+            lifecycle: self.lifecycle.take(),
+        };
+        checks.declared(&self.name)
+    }
+
     fn into_facts(self, init: bool) -> Container {
         Container {
             name: self.name,

@@ -6,19 +6,24 @@
 //! broken or empty then keeps what it had, because a pod must not drop out of the
 //! mesh while its file is being rewritten. [`watch`] owns the kernel's messages.
 
+pub(crate) mod follow;
 pub(crate) mod kubernetes;
 pub(crate) mod manifest;
 mod pods;
 mod watch;
+pub(crate) mod workload;
 
 pub(crate) use pods::{Pods, SourceArgs, View};
 
+use follow::{Listed, Told};
+use kubernetes::object::PodName;
 use manifest::{ManifestError, Objects};
 use redirect::pod::{Namespace, Pod};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,6 +45,8 @@ pub(crate) struct Directory {
     path: PathBuf,
     files: Mutex<BTreeMap<OsString, File>>,
     changed: Condvar,
+    /// Number of changes so far.
+    changes: AtomicU64,
 }
 
 /// One manifest and what it last held.
@@ -143,6 +150,7 @@ impl Directory {
             path: path.to_owned(),
             files: Mutex::default(),
             changed: Condvar::new(),
+            changes: AtomicU64::new(0),
         });
         // Watch first, or a file that comes in between is never seen.
         let watcher = watch::Watcher::new(path)?;
@@ -214,6 +222,60 @@ impl Directory {
             pods.into_values().flatten().cloned().collect(),
             namespaces.into_values().flatten().cloned().collect(),
         )
+    }
+
+    /// Every pod and namespace by name; `None` where it is in doubt what it is now.
+    fn everything(&self) -> (HashMap<PodName, Option<Listed>>, HashMap<String, Option<Namespace>>) {
+        let files = self.lock();
+        let (mut pods, mut namespaces) = (HashMap::new(), HashMap::new());
+        for (name, file) in files.iter() {
+            let certain = file.broken.is_none() && !self.is_behind(&files, name);
+            for (pod, workload) in file.objects.pods.iter().zip(&file.objects.workloads) {
+                let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+                let listed = || Listed { pod: pod.clone(), workload: workload.clone() };
+                pods.insert(name, certain.then(listed));
+            }
+            for namespace in &file.objects.namespaces {
+                namespaces.insert(namespace.name.clone(), certain.then(|| namespace.clone()));
+            }
+        }
+        (pods, namespaces)
+    }
+
+    /// The pod of this name, as its last good manifest has it.
+    fn told(&self, wanted: &PodName) -> Option<Told> {
+        let files = self.lock();
+        let all = files.values().rev().flat_map(|file| {
+            let objects = &file.objects;
+            objects.pods.iter().zip(&objects.workloads).rev()
+        });
+        let mut named =
+            all.filter(|(pod, _)| pod.namespace == wanted.namespace && pod.name == wanted.name);
+        named.next().map(|(pod, workload)| Told::listed(pod.clone(), workload.clone()))
+    }
+
+    /// Number of changes so far.
+    fn generation(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a change since then, at most so long.
+    fn await_change(&self, before: u64, limit: Duration) {
+        let until = Instant::now() + limit;
+        let mut files = self.lock();
+        while self.generation() == before {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.changed.wait_timeout(files, left);
+            files = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn announce(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_all();
     }
 
     /// Number of pods and namespaces.
@@ -291,12 +353,12 @@ impl Directory {
         file.objects = objects;
         file.broken = None;
         drop(files);
-        self.changed.notify_all();
+        self.announce();
     }
 
     fn forget(&self, name: &OsStr) {
         if self.lock().remove(name).is_some() {
-            self.changed.notify_all();
+            self.announce();
         }
     }
 

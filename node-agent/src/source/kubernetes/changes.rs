@@ -35,11 +35,15 @@ impl Changes {
         (Self { queue: Arc::clone(&queue) }, queue)
     }
 
+    /// The next of those that wait.
+    pub(crate) fn try_next(&mut self) -> Option<PodName> {
+        self.queue.names.lock().unwrap_or_else(PoisonError::into_inner).pop_first()
+    }
+
     /// The next pod that was added, changed or deleted.
     pub(crate) async fn next(&mut self) -> PodName {
         loop {
-            let first = self.queue.names.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
-            match first {
+            match self.try_next() {
                 Some(name) => return name,
                 None => self.queue.filled.notified().await,
             }

@@ -133,7 +133,12 @@ impl Kubernetes {
     /// Names of pods that are added, changed or deleted from now on, those that are
     /// known already first.
     pub(crate) fn events(&self) -> Changes {
-        self.store.changes()
+        self.store.changes(false)
+    }
+
+    /// The same, and names of pods whose namespace's labels change.
+    pub(crate) fn events_with_namespaces(&self) -> Changes {
+        self.store.changes(true)
     }
 
     /// A pod of this node, as last seen; `None` when it is gone.

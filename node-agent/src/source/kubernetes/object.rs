@@ -10,6 +10,8 @@ use super::raw::{
     Map, RawContainer, RawContainerStatus, RawMeta, RawPod, RawSpec, RawStatus, Text, filled,
     values,
 };
+use crate::source::workload::{Checks, Workload};
+use redirect::host::Declared;
 use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -61,6 +63,8 @@ pub(crate) struct NodePod {
     pub(crate) addresses: Vec<IpAddr>,
     /// How its init containers fare, native sidecars among them.
     pub(crate) init: Vec<InitStatus>,
+    /// What ambient capture asks besides.
+    pub(crate) workload: Workload,
 }
 
 /// `status.phase`.
@@ -189,6 +193,8 @@ pub(super) fn pod(json: &str, scope: &Scope) -> Decoded<(PodName, Seen)> {
         let problem = format!("{field} is missing or empty, which no running pod's is");
         return Decoded::Object((name, Seen::Unusable { uid, problem }));
     }
+    let mut spec = spec;
+    let workload = workload(&mut spec);
     let facts = facts(&name, uid, meta.labels, meta.annotations, spec, scope);
     let status = raw.status.unwrap_or_default();
     let pod = NodePod {
@@ -198,6 +204,7 @@ pub(super) fn pod(json: &str, scope: &Scope) -> Decoded<(PodName, Seen)> {
         deleting: meta.deletion_timestamp.is_some(),
         addresses: addresses(&status),
         init: status.init_container_statuses.unwrap_or_default().iter().map(init).collect(),
+        workload,
     };
     Decoded::Object((name, Seen::Usable(Box::new(pod))))
 }
@@ -255,6 +262,26 @@ fn facts(
         host_network: spec.host_network.unwrap_or_default(),
         containers,
     }
+}
+
+/// Takes the probes out of the spec: nobody else asks for them.
+fn workload(spec: &mut RawSpec<'_>) -> Workload {
+    let containers = spec.init_containers.iter_mut().chain(&mut spec.containers).flatten();
+    let declared: Vec<Declared> = containers
+        .filter_map(|raw| {
+            let checks = Checks {
+                ports: raw.ports.take().unwrap_or_default(),
+                probes: [
+                    raw.liveness_probe.take(),
+                    raw.readiness_probe.take(),
+                    raw.startup_probe.take(),
+                ],
+                lifecycle: raw.lifecycle.take(),
+            };
+            checks.declared(raw.name.as_deref().unwrap_or_default())
+        })
+        .collect();
+    Workload::new(spec.service_account_name.as_deref(), &declared)
 }
 
 fn container(raw: RawContainer<'_>, init: bool) -> Container {

@@ -1,6 +1,7 @@
 //! The API's JSON, as far as it is read. Everything is optional: what an object must
 //! have is for its reader to say.
 
+use crate::source::workload::{RawLifecycle, RawPort, RawProbe};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -114,6 +115,8 @@ pub(super) struct RawSpec<'a> {
     pub(super) node_name: Option<Cow<'a, str>>,
     pub(super) host_network: Option<bool>,
     #[serde(borrow)]
+    pub(super) service_account_name: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     pub(super) init_containers: Option<Vec<RawContainer<'a>>>,
     #[serde(borrow)]
     pub(super) containers: Option<Vec<RawContainer<'a>>>,
@@ -129,6 +132,11 @@ pub(super) struct RawContainer<'a> {
     #[serde(borrow)]
     pub(super) env: Option<Vec<RawVar<'a>>>,
     pub(super) security_context: Option<RawSecurity>,
+    pub(super) ports: Option<Vec<RawPort>>,
+    pub(super) liveness_probe: Option<RawProbe>,
+    pub(super) readiness_probe: Option<RawProbe>,
+    pub(super) startup_probe: Option<RawProbe>,
+    pub(super) lifecycle: Option<RawLifecycle>,
 }
 
 /// A text in a list: only a field's own attribute makes serde borrow.

@@ -31,7 +31,15 @@ pub(super) struct Inner {
     asked: HashSet<PodName>,
     /// Why the watch of pods is not up to date; `None` while it is.
     pub(super) behind: Option<String>,
-    queues: Vec<Weak<Queue>>,
+    queues: Vec<Follower>,
+}
+
+/// Who is told names.
+#[derive(Debug)]
+struct Follower {
+    queue: Weak<Queue>,
+    /// It is told of pods whose namespace changed, too.
+    namespaces: bool,
 }
 
 /// Objects by name, each with the list that last had it.
@@ -96,13 +104,26 @@ impl Inner {
     }
 
     fn announce(&mut self, name: &PodName) {
-        self.queues.retain(|queue| match queue.upgrade() {
+        self.queues.retain(|follower| match follower.queue.upgrade() {
             Some(queue) => {
                 queue.push(name.clone());
                 true
             }
             None => false,
         });
+    }
+
+    /// A namespace is another than it was.
+    fn announce_pods_of(&self, namespace: &str) {
+        let mut queues = self.queues.iter().filter(|follower| follower.namespaces);
+        let queues: Vec<Arc<Queue>> =
+            queues.by_ref().filter_map(|follower| follower.queue.upgrade()).collect();
+        if queues.is_empty() {
+            return;
+        }
+        for name in self.pods.objects.keys().filter(|name| name.namespace == namespace) {
+            queues.iter().for_each(|queue| queue.push(name.clone()));
+        }
     }
 }
 
@@ -158,14 +179,15 @@ impl Store {
         all.map(|(name, (labels, _))| labels.unpack(name)).collect()
     }
 
-    /// Names of pods that change from now on, those that are known first.
-    pub(super) fn changes(&self) -> Changes {
+    /// Names of pods that change from now on, those that are known first; with
+    /// `namespaces`, also those whose namespace changes.
+    pub(super) fn changes(&self, namespaces: bool) -> Changes {
         let (changes, queue) = Changes::new();
         let mut inner = self.lock();
         for name in inner.pods.objects.keys() {
             queue.push(name.clone());
         }
-        inner.queues.push(Arc::downgrade(&queue));
+        inner.queues.push(Follower { queue: Arc::downgrade(&queue), namespaces });
         changes
     }
 
@@ -228,7 +250,10 @@ impl Store {
 
     /// A namespace has these labels.
     pub(super) fn put_namespace(&self, name: String, labels: Labels) {
-        if self.lock().namespaces.put(name.into_boxed_str(), labels) {
+        let mut inner = self.lock();
+        if inner.namespaces.put(name.as_str().into(), labels) {
+            inner.announce_pods_of(&name);
+            drop(inner);
             self.wake();
         }
     }
@@ -290,11 +315,33 @@ mod tests {
         assert!(store.pod(&name("a")).is_none());
     }
 
+    #[test]
+    fn a_namespace_that_changes_is_told_by_its_pods() {
+        let labels = |text: &str| match super::super::object::namespace(text) {
+            super::super::object::Decoded::Object((_, labels)) => labels,
+            other => panic!("{other:?}"),
+        };
+        let store = Store::default();
+        store.put_pod(name("a"), seen("1", ""));
+        let (mut all, mut pods) = (store.changes(true), store.changes(false));
+        assert_eq!((all.try_next(), pods.try_next()), (Some(name("a")), Some(name("a"))));
+        let (plain, ambient) =
+            (r#"{"metadata":{"name":"n"}}"#, r#"{"metadata":{"name":"n","labels":{"a":"b"}}}"#);
+        store.put_namespace("n".into(), labels(plain));
+        assert_eq!(all.try_next(), Some(name("a")));
+        store.put_namespace("n".into(), labels(plain));
+        assert_eq!(all.try_next(), None);
+        store.put_namespace("n".into(), labels(ambient));
+        store.put_namespace("other".into(), labels(ambient));
+        assert_eq!((all.try_next(), all.try_next()), (Some(name("a")), None));
+        assert_eq!(pods.try_next(), None);
+    }
+
     #[tokio::test]
     async fn changes_are_told_once_and_the_known_first() {
         let store = Store::default();
         store.put_pod(name("a"), seen("1", ""));
-        let mut changes = store.changes();
+        let mut changes = store.changes(false);
         for problem in ["x", "y", "y"] {
             store.put_pod(name("b"), seen("2", problem));
         }

@@ -1,0 +1,92 @@
+//! ADD of ambient pods: captured, or not started.
+
+use crate::stage::{Stage, records};
+use e2e_node::runtime::cni_error;
+use e2e_node::ztunnel::{Direction, Faults, Via, identity};
+use std::time::{Duration, Instant};
+
+fn talk(backend: &'static str) {
+    let stage = Stage::with_manifests(&format!("talk-{backend}"), backend);
+    let ztunnel = stage.ztunnel("zt");
+    let (a, b) =
+        (stage.start(stage.manifest("a")).unwrap(), stage.start(stage.manifest("b")).unwrap());
+    let _servers = [stage.serve(&a), stage.serve(&b)];
+    let (one, two) = (identity("shop", "a"), identity("shop", "b"));
+    let mut seen = 0;
+    for v6 in [false, true] {
+        // Both ends are proved to each other, and the application sees the client.
+        let answer = stage.answer(&a.pod.sandbox, b.app(v6));
+        assert_eq!((answer.by.as_str(), answer.peer), ("app", a.ip(v6)));
+        let mut found: Vec<_> = records(&ztunnel, &mut seen)
+            .into_iter()
+            .map(|r| {
+                (r.direction, r.identity, r.peer_identity, r.source.ip(), r.destination, r.via)
+            })
+            .collect();
+        found.sort_by_key(|record| record.0 == Direction::Inbound);
+        let (ip, to) = (a.ip(v6), b.app(v6));
+        let want = [
+            (Direction::Outbound, one.clone(), Some(two.clone()), ip, to, Via::Hbone),
+            (Direction::Inbound, two.clone(), Some(one.clone()), ip, to, Via::Application),
+        ];
+        assert_eq!(found, want);
+        // Who is not in the mesh is seen as such.
+        let answer = stage.answer(&stage.cluster.node.world, a.app(v6));
+        assert_eq!(answer.by, "app");
+        let [record] = &records(&ztunnel, &mut seen)[..] else { panic!("one connection") };
+        assert_eq!(record.direction, Direction::InboundPlaintext);
+        assert_eq!(record.source.ip(), stage.cluster.node.world_address(v6));
+    }
+    let runtime = stage.cluster.runtime();
+    runtime.check(&stage.cluster.list, &a.pod.attachment).unwrap();
+    runtime.delete(&stage.cluster.list, &a.pod.attachment).unwrap();
+    std::fs::remove_file(stage.cluster.directories.pods.join("Pod-shop-a.json")).unwrap();
+    ztunnel.wait("the end of a pod", |s| !s.workloads.contains_key(a.uid())).unwrap();
+    let status = ztunnel.status().unwrap();
+    assert!(status.workloads[b.uid()].up, "the other goes on: {status:#?}");
+}
+
+#[test]
+fn pods_talk_through_ztunnel_by_nftables() {
+    talk("nftables");
+}
+
+#[test]
+fn pods_talk_through_ztunnel_by_iptables() {
+    talk("iptables");
+}
+
+#[test]
+fn a_pod_does_not_start_without_a_ztunnel() {
+    let stage = Stage::with_manifests("without", "nftables");
+    let manifest = stage.manifest("a");
+    let begun = Instant::now();
+    let error = stage.start(manifest.clone()).err().expect("no ztunnel, no pod");
+    assert!(begun.elapsed() < Duration::from_secs(20), "the runtime is told in time");
+    let refused = cni_error(&error).unwrap_or_else(|| panic!("{error:#}"));
+    assert_eq!(refused.code, 113, "{refused}");
+    // A pod outside the mesh does not wait.
+    let mut outside = stage.manifest("outside");
+    outside["metadata"]["labels"] = serde_json::json!({crate::stage::MODE: "none"});
+    stage.start(outside).unwrap();
+
+    let ztunnel = stage.ztunnel("zt");
+    let a = stage.start(manifest).unwrap();
+    assert!(ztunnel.status().unwrap().workloads[a.uid()].up);
+}
+
+#[test]
+fn a_pod_does_not_start_that_ztunnel_refuses() {
+    let stage = Stage::with_manifests("refused", "nftables");
+    let ztunnel = stage.ztunnel("zt");
+    let (bad, good) = (stage.manifest("bad"), stage.manifest("good"));
+    let uid = bad["metadata"]["uid"].as_str().unwrap().to_owned();
+    ztunnel.fail(Faults { refuse: [(uid, 100_000)].into(), ..Faults::default() }).unwrap();
+    let error = stage.start(bad.clone()).err().expect("refused");
+    let refused = cni_error(&error).unwrap_or_else(|| panic!("{error:#}"));
+    assert_eq!(refused.code, 114, "{refused}");
+    // Nobody else is the worse for it.
+    stage.start(good).unwrap();
+    ztunnel.fail(Faults::default()).unwrap();
+    stage.start(bad).unwrap();
+}

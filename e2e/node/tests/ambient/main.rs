@@ -1,0 +1,10 @@
+//! Ambient capture end to end: the real plugin in a real chain, the real agent, and a
+//! ztunnel that behaves as the real one does. Pods' traffic runs through it or not at
+//! all.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod enrol;
+mod live;
+mod restart;
+mod stage;

@@ -1,0 +1,110 @@
+//! Requests about ambient pods: given to [`crate::ambient`], which does the work.
+
+use super::{Agent, answer};
+use crate::ambient::{AddError, Sandbox};
+use crate::failure::{Failure, causes};
+use crate::record::{Record, SandboxId};
+use crate::source::kubernetes::object::PodName;
+use ::ambient::action::{Refusal, Stage};
+use redirect::pod::Pod;
+use std::time::Instant;
+use sys::backend::Diff;
+use sys::netns::{Netns, within_pod};
+use wire::code;
+use wire::request::{Answer, Decision, PodRequest};
+
+impl Agent {
+    /// Has a pod captured for ztunnel, and waits until it is.
+    pub(super) fn capture_ambient(
+        &self,
+        request: &PodRequest,
+        netns: Netns,
+        pod: &Pod,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let Some(ambient) = self.ambient.get() else {
+            return Err(failure(pod, &AddError::Silent));
+        };
+        let sluice = request.sluice.clone().unwrap_or_default();
+        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        // A stock plugin names no sandbox: one a namespace.
+        let id = if sluice.container_id.is_empty() {
+            format!("netns-{}", netns.id().ino)
+        } else {
+            sluice.container_id
+        };
+        let given = request.ips.iter().flatten();
+        let sandbox = Sandbox {
+            id: id.clone(),
+            interface: sluice.if_name,
+            path: request.netns.clone(),
+            netns,
+            addresses: given.filter_map(|ip| ip.address.addr()).collect(),
+        };
+        match ambient.add(&name, sandbox, deadline) {
+            Ok(()) => {
+                if let Ok(id) = SandboxId::new(&id) {
+                    self.audit.forget(&id);
+                }
+                Ok(answer(Decision::Ambient, "rules are proved and ztunnel has the pod"))
+            }
+            Err(AddError::Ztunnel) => Ok(answer(Decision::Skip, "the pod is a ztunnel")),
+            Err(error) => Err(failure(pod, &error)),
+        }
+    }
+
+    /// How an ambient pod's namespace differs from what it was programmed with.
+    pub(super) fn observe_ambient(&self, record: &Record, netns: &Netns) -> Result<Diff, Failure> {
+        let Some(ambient) = self.ambient.get() else {
+            return Err(Failure::new(
+                code::CAPTURE_UNSUPPORTED,
+                "the pod was captured for ztunnel, and ambient mode is off now",
+                "turn ambient mode on, or delete the pod",
+            ));
+        };
+        let missing = |what: String| Failure::new(code::RULES_MISSING, what, super::check::NEXT);
+        within_pod(netns, self.hosts.own(), || ambient.observe(record))
+            .map_err(|error| Failure::new(code::INVALID_NETNS, causes(&error), super::check::NEXT))?
+            .map_err(missing)
+    }
+}
+
+/// Which code, and what to do next.
+fn failure(pod: &Pod, error: &AddError) -> Failure {
+    let what = format!("pod {}/{}: {error}", pod.namespace, pod.name);
+    let again = "the runtime tries again; if it stays, look in the agent's log of this pod";
+    let (code, next) = match error {
+        AddError::Annotation(_) => (code::INVALID_ANNOTATION, "correct the pod's manifest"),
+        AddError::Unknown | AddError::Refused(Refusal::Unknown | Refusal::Unwanted) => {
+            (code::UNKNOWN_POD, "the runtime tries again, and the pod is decided about anew")
+        }
+        AddError::Silent | AddError::Ztunnel => (code::INTERNAL, "report it with the agent's log"),
+        AddError::Refused(Refusal::Late { stage, .. } | Refusal::Failed { stage, .. }) => {
+            match stage {
+                Stage::Connection => (
+                    code::ZTUNNEL_NOT_CONNECTED,
+                    "the runtime tries again; look whether ztunnel runs on this node and connects to the agent's socket (--ztunnel-uds-address)",
+                ),
+                Stage::Ztunnel => (
+                    code::ZTUNNEL_NOT_ACCEPTED,
+                    "the runtime tries again; look in the log of this node's ztunnel",
+                ),
+                Stage::Rules => (code::RULES_NOT_PROGRAMMED, again),
+                Stage::Listing => (
+                    code::AGENT_TIMED_OUT,
+                    "the runtime tries again; look whether the API server is well",
+                ),
+                Stage::Namespace | Stage::Probes | Stage::Annotation => {
+                    (code::AGENT_TIMED_OUT, again)
+                }
+            }
+        }
+        AddError::Refused(Refusal::Draining) => {
+            (code::TRY_AGAIN_LATER, "undo the drain (sluice drain) of this node")
+        }
+        AddError::Refused(Refusal::Ended | Refusal::Superseded(_) | Refusal::SandboxGone) => {
+            (code::INVALID_NETNS, "nothing is to be done: the runtime has given this sandbox up")
+        }
+    };
+    Failure::new(code, what, next)
+}

@@ -1,0 +1,270 @@
+//! What ambient mode counts: Istio's two figures (reference 1.7) and ours.
+
+use ambient::action::{Cause, Stage, Standing};
+use ambient::id::PodUid;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Buckets of a step's time, in seconds.
+const TIMES: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// Stages whose time is measured.
+const STAGES: [Stage; 5] =
+    [Stage::Namespace, Stage::Rules, Stage::Ztunnel, Stage::Probes, Stage::Annotation];
+
+/// All causes that a pod can have.
+const CAUSES: [Cause; 7] = [
+    Cause::New,
+    Cause::NotFound,
+    Cause::NamespaceGone,
+    Cause::NotProgrammed,
+    Cause::Drifted,
+    Cause::Unreadable,
+    Cause::NotAccepted,
+];
+
+/// What happened to a pod of the node, as Istio counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Told {
+    /// It came.
+    Add,
+    /// It, or its namespace, changed.
+    Update,
+    /// It went.
+    Delete,
+}
+
+impl Told {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// A pod that is, or is to be, captured.
+#[derive(Debug)]
+struct Row {
+    standing: Standing,
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ztunnels: usize,
+    told: BTreeMap<Told, u64>,
+    pods: HashMap<PodUid, Row>,
+    /// Time for which traffic could escape, of pods that are in order again.
+    exposed: BTreeMap<Cause, Duration>,
+    repaired: BTreeMap<&'static str, u64>,
+}
+
+/// The figures.
+#[derive(Debug)]
+pub(crate) struct Figures {
+    inner: Mutex<Inner>,
+    times: BTreeMap<Stage, Histogram>,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        let times = STAGES.into_iter().map(|stage| (stage, Histogram::new(TIMES)));
+        Self { inner: Mutex::default(), times: times.collect() }
+    }
+}
+
+impl Figures {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod was told of.
+    pub(super) fn told(&self, what: Told) {
+        *self.lock().told.entry(what).or_default() += 1;
+    }
+
+    /// So many ztunnels are connected.
+    pub(super) fn ztunnels(&self, count: usize) {
+        self.lock().ztunnels = count;
+    }
+
+    /// A step took so long.
+    pub(super) fn took(&self, stage: Stage, time: Duration) {
+        if let Some(times) = self.times.get(&stage) {
+            times.observe(time.as_secs_f64());
+        }
+    }
+
+    /// A pod's rules were put right.
+    pub(crate) fn repaired(&self, reason: &'static str) {
+        *self.lock().repaired.entry(reason).or_default() += 1;
+    }
+
+    /// A pod stands so from now on.
+    pub(super) fn stands(&self, uid: &PodUid, standing: Standing) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        if let Some(before) = inner.pods.remove(uid)
+            && let Standing::Exposed(cause) = before.standing
+        {
+            *inner.exposed.entry(cause).or_default() += now.duration_since(before.since);
+        }
+        if standing != Standing::Outside {
+            inner.pods.insert(uid.clone(), Row { standing, since: now });
+        }
+    }
+
+    /// The pod of this uid is captured, as far as is known.
+    pub(crate) fn is_verified(&self, uid: &str) -> bool {
+        let inner = self.lock();
+        inner.pods.get(&PodUid::new(uid)).is_some_and(|row| row.standing == Standing::Verified)
+    }
+
+    /// Number of ztunnels.
+    pub(crate) fn connected(&self) -> usize {
+        self.lock().ztunnels
+    }
+
+    fn unverified(&self) -> BTreeMap<Cause, i64> {
+        let mut counts: BTreeMap<Cause, i64> = CAUSES.into_iter().map(|cause| (cause, 0)).collect();
+        for row in self.lock().pods.values() {
+            if let Standing::Unverified(cause) | Standing::Exposed(cause) = row.standing {
+                *counts.entry(cause).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    fn exposed(&self) -> BTreeMap<Cause, f64> {
+        let inner = self.lock();
+        let mut times: BTreeMap<Cause, Duration> =
+            CAUSES.into_iter().map(|cause| (cause, Duration::ZERO)).collect();
+        for (cause, time) in &inner.exposed {
+            *times.entry(*cause).or_default() += *time;
+        }
+        for row in inner.pods.values() {
+            if let Standing::Exposed(cause) = row.standing {
+                *times.entry(cause).or_default() += row.since.elapsed();
+            }
+        }
+        times.into_iter().map(|(cause, time)| (cause, time.as_secs_f64())).collect()
+    }
+}
+
+/// The figures as samples.
+#[derive(Debug)]
+pub(crate) struct Samples(pub(crate) std::sync::Arc<Figures>);
+
+impl Collector for Samples {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let figures = &self.0;
+        let connected = i64::try_from(figures.connected()).unwrap_or(i64::MAX);
+        let help = "Connections of ztunnels that said hello";
+        ConstGauge::new(connected).encode(encoder.encode_descriptor(
+            "ztunnel_connected",
+            help,
+            None,
+            MetricType::Gauge,
+        )?)?;
+        let mut metric = encoder.encode_descriptor(
+            "nodeagent_reconcile_events",
+            "Pods that were told of by what happened to them",
+            None,
+            MetricType::Counter,
+        )?;
+        for told in [Told::Add, Told::Update, Told::Delete] {
+            let count = figures.lock().told.get(&told).copied().unwrap_or_default();
+            ConstCounter::new(count).encode(metric.encode_family(&[("type", told.code())])?)?;
+        }
+        let mut metric = encoder.encode_descriptor(
+            "sluice_unverified_pods",
+            "Ambient pods that are not known to be captured by why not",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (cause, count) in figures.unverified() {
+            ConstGauge::new(count).encode(metric.encode_family(&[("reason", cause.code())])?)?;
+        }
+        let mut metric = encoder.encode_descriptor(
+            "sluice_bypass_seconds",
+            "Time for which an ambient pod's traffic could pass the mesh by, by why",
+            None,
+            MetricType::Counter,
+        )?;
+        for (cause, time) in figures.exposed() {
+            ConstCounter::new(time).encode(metric.encode_family(&[("reason", cause.code())])?)?;
+        }
+        let mut metric = encoder.encode_descriptor(
+            "sluice_drift_repaired",
+            "Times that a pod's rules were found changed and put right",
+            None,
+            MetricType::Counter,
+        )?;
+        let repaired = figures.lock().repaired.clone();
+        for (reason, count) in repaired {
+            ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        let mut metric = encoder.encode_descriptor(
+            "sluice_ambient_stage_seconds",
+            "How long the stages of an ambient pod's enrolment took",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (stage, times) in &figures.times {
+            times.encode(metric.encode_family(&[("stage", stage.code())])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::registry::Registry;
+    use std::sync::Arc;
+
+    #[test]
+    fn pods_and_times_are_counted_by_cause() {
+        let figures = Arc::new(Figures::default());
+        let (a, b) = (PodUid::new("a"), PodUid::new("b"));
+        let stand = |uid: &PodUid, standing| figures.stands(uid, standing);
+        stand(&a, Standing::Exposed(Cause::Drifted));
+        stand(&b, Standing::Unverified(Cause::NotAccepted));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(figures.exposed()[&Cause::Drifted] >= 0.02, "it goes on");
+        stand(&a, Standing::Verified);
+        let after = figures.exposed()[&Cause::Drifted];
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(after >= 0.02 && figures.exposed()[&Cause::Drifted] == after, "it is over");
+        figures.told(Told::Update);
+        figures.repaired("rules");
+        figures.ztunnels(2);
+        figures.took(Stage::Rules, Duration::from_millis(3));
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Samples(Arc::clone(&figures))));
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        for line in [
+            "ztunnel_connected 2",
+            "nodeagent_reconcile_events_total{type=\"update\"} 1",
+            "nodeagent_reconcile_events_total{type=\"add\"} 0",
+            "sluice_unverified_pods{reason=\"not-accepted\"} 1",
+            "sluice_unverified_pods{reason=\"drifted\"} 0",
+            "sluice_drift_repaired_total{reason=\"rules\"} 1",
+            "sluice_ambient_stage_seconds_count{stage=\"rules\"} 1",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+        }
+        stand(&b, Standing::Outside);
+        assert!(figures.is_verified("a") && !figures.is_verified("b"));
+    }
+}

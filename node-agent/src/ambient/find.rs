@@ -1,0 +1,194 @@
+//! The namespaces of pods that run already: where the record says, else among the
+//! host's processes; never the host's, and only with one of the pod's addresses in it.
+
+use super::jobs::{Held, Outcome, Outcomes};
+use super::node::{Node, has_one, id};
+use crate::failure::causes;
+use crate::record::{Record, SandboxId};
+use crate::repair::place::{self, Place, Survey};
+use ambient::event::{self, Failure, Identity};
+use ambient::id::{PodUid, StepId};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use sys::netns::{Netns, NetnsId, within};
+
+/// Where a path of the host's is seen from the agent's container.
+const HOST: &str = "/host";
+
+/// A pod that is looked for.
+#[derive(Debug)]
+pub(super) struct Search {
+    /// To be named in the outcome.
+    pub(super) step: StepId,
+    /// What it is known by.
+    pub(super) uid: PodUid,
+    /// Uids that its processes may have.
+    pub(super) uids: Vec<String>,
+    /// Addresses by its status, or those that the chain gave it.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// A pod that was captured before the start.
+#[derive(Debug)]
+pub(super) struct Recalled {
+    /// What it is known by.
+    pub(super) uid: PodUid,
+    /// What ztunnel was told of it.
+    pub(super) identity: Identity,
+    /// Its sandbox, where the runtime's name of it is known.
+    pub(super) sandbox: Option<String>,
+    /// Its namespace, if that is there, with an address of the pod.
+    pub(super) held: Option<Held>,
+    /// Its addresses then.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// All at once: the processes are looked at once at most.
+pub(super) fn find(node: &Node, searches: Vec<Search>) -> Outcomes {
+    let records = node.recorded();
+    let mut survey: Option<Result<Survey, String>> = None;
+    let mut outcomes = Vec::new();
+    for search in searches {
+        let own: Vec<&(SandboxId, Record)> =
+            records.iter().filter(|(_, record)| uid_of(record) == search.uid.as_str()).collect();
+        let at_path = own.iter().find_map(|(name, record)| {
+            let addresses =
+                if search.addresses.is_empty() { &record.addresses } else { &search.addresses };
+            open(node, record, addresses).map(|netns| held(netns, name, record))
+        });
+        let result = match at_path {
+            Some(held) => Ok(held),
+            None => {
+                let survey = survey.get_or_insert_with(|| {
+                    Survey::take(&node.proc, node.hosts.all()).map_err(|error| causes(&error))
+                });
+                among_processes(node, survey, &search, &own)
+            }
+        };
+        let result = result.map(|held| {
+            let sandbox = held.sandbox.as_deref().map(ambient::id::SandboxId::new);
+            (event::Place { netns: id(held.netns.id()), sandbox }, held)
+        });
+        outcomes.push((search.step, Outcome::Found(result)));
+    }
+    outcomes
+}
+
+fn among_processes(
+    node: &Node,
+    survey: &Result<Survey, String>,
+    search: &Search,
+    own: &[&(SandboxId, Record)],
+) -> Result<Held, Failure> {
+    let survey = survey.as_ref().map_err(|why| Failure::Transient(why.clone()))?;
+    let recorded: Vec<NetnsId> = own.iter().map(|(_, record)| netns_of(record)).collect();
+    let written: Vec<IpAddr> =
+        own.iter().flat_map(|(_, record)| record.addresses.iter().copied()).collect();
+    let addresses = if search.addresses.is_empty() { &written } else { &search.addresses };
+    let wanted = place::Wanted {
+        uids: &search.uids,
+        addresses,
+        recorded: &recorded,
+        hosts: node.hosts.all(),
+    };
+    let Place { netns, .. } =
+        survey.find(&wanted).map_err(|error| Failure::Transient(causes(&error)))?;
+    let record = own.iter().find(|(_, record)| netns_of(record) == netns.id());
+    Ok(match record {
+        Some((name, record)) => held(netns, name, record),
+        // The container of its oldest process need not be the sandbox (CRI-O without
+        // a pause process), and by a wrong name the runtime would seem to say that it
+        // is gone.
+        None => Held { netns, path: String::new(), interface: String::new(), sandbox: None },
+    })
+}
+
+/// Everything that is written down, with the namespaces that are still there.
+pub(super) fn recall(node: &Node) -> Vec<Recalled> {
+    let mut survey: Option<Option<Survey>> = None;
+    let mut recalled = Vec::new();
+    for (name, record) in node.recorded() {
+        let netns = open(node, &record, &record.addresses).or_else(|| {
+            let survey = survey.get_or_insert_with(|| {
+                let taken = Survey::take(&node.proc, node.hosts.all());
+                let failed = |error: &place::PlaceError| {
+                    tracing::error!(reason = %causes(error), "cannot look for the namespaces of pods");
+                };
+                taken.inspect_err(failed).ok()
+            });
+            let uids = [uid_of(&record)];
+            let recorded = [netns_of(&record)];
+            let wanted = place::Wanted {
+                uids: &uids,
+                addresses: &record.addresses,
+                recorded: &recorded,
+                hosts: node.hosts.all(),
+            };
+            let found = survey.as_ref()?.find(&wanted).ok()?.netns;
+            (found.id() == netns_of(&record)).then_some(found)
+        });
+        if netns.is_none() {
+            tracing::info!(
+                ns = record.pod.namespace,
+                pod = record.pod.name,
+                uid = record.pod.uid,
+                netns = %netns_of(&record),
+                "the network namespace of a record is not to be seen"
+            );
+        }
+        let account = record.ambient.as_ref().map(|facts| facts.service_account.clone());
+        recalled.push(Recalled {
+            uid: PodUid::new(&uid_of(&record)),
+            identity: Identity {
+                namespace: record.pod.namespace.clone(),
+                name: record.pod.name.clone(),
+                service_account: account.unwrap_or_default(),
+            },
+            sandbox: sandbox_of(&name, &record),
+            held: netns.map(|netns| held(netns, &name, &record)),
+            addresses: record.addresses,
+        });
+    }
+    recalled
+}
+
+fn sandbox_of(name: &SandboxId, record: &Record) -> Option<String> {
+    (!name.is_of_found()).then(|| record.sandbox.clone())
+}
+
+/// What a record's pod is known by.
+pub(super) fn uid_of(record: &Record) -> String {
+    let pod = &record.pod;
+    pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
+}
+
+fn netns_of(record: &Record) -> NetnsId {
+    NetnsId { dev: record.netns.dev, ino: record.netns.ino }
+}
+
+fn held(netns: Arc<Netns>, name: &SandboxId, record: &Record) -> Held {
+    Held {
+        netns,
+        path: record.path.clone(),
+        interface: record.interface.clone(),
+        sandbox: sandbox_of(name, record),
+    }
+}
+
+/// The recorded namespace by its path, if that is still it and has an address of the
+/// pod.
+fn open(node: &Node, record: &Record, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
+    if record.path.is_empty() {
+        return None;
+    }
+    let path = Path::new(&record.path);
+    let mounted = PathBuf::from(format!("{HOST}{}", record.path));
+    let mut found = [mounted.as_path(), path].into_iter().filter_map(|p| Netns::open(p).ok());
+    let netns = found.find(|netns| netns.id() == netns_of(record))?;
+    if node.hosts.contains(netns.id()) {
+        return None;
+    }
+    let has = within(&netns, sys::routing::addresses).ok()?.ok()?;
+    has_one(&has, addresses).then(|| Arc::new(netns))
+}

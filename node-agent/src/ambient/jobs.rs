@@ -1,0 +1,252 @@
+//! Steps under way: so many at once, those of one namespace (or address, or pod's
+//! annotation) one after the other, each with an end in time.
+
+use ambient::event::{Event, Failure, Place};
+use ambient::id::{NetnsId, OptionsHash, PodUid, StepId};
+use std::collections::{HashSet, VecDeque};
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use sys::netns::Netns;
+
+/// Steps at a time. Each that works in a namespace has a thread, and waits for the
+/// kernel more than it computes.
+const AT_ONCE: usize = 16;
+
+/// How long a step may take once it has begun.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What steps of the same must not overtake each other.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// A network namespace.
+    Netns(NetnsId),
+    /// An address in the probe set.
+    Address(IpAddr),
+    /// A pod's annotation.
+    Annotation(PodUid),
+    /// The one search.
+    Search,
+}
+
+/// A namespace that is held open, and what is known of it besides.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    /// The descriptor.
+    pub(super) netns: Arc<Netns>,
+    /// `CNI_NETNS`, where a request said it.
+    pub(super) path: String,
+    /// Interface that the sandbox was added with, where a request said it.
+    pub(super) interface: String,
+    /// The sandbox, where that is known.
+    pub(super) sandbox: Option<String>,
+}
+
+/// What became of a step.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A search.
+    Found(Result<(Place, Held), Failure>),
+    /// Rules, proof, record.
+    Programmed(Result<OptionsHash, Failure>),
+    /// Everything out.
+    Unprogrammed(Result<(), Failure>),
+    /// The probe set.
+    Probe(Result<(), Failure>),
+    /// The annotation, and the object's version since.
+    Annotated(Result<String, Failure>),
+}
+
+/// Which kind of step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// See [`Outcome::Found`].
+    Find,
+    /// See [`Outcome::Programmed`].
+    Program,
+    /// See [`Outcome::Unprogrammed`].
+    Unprogram,
+    /// See [`Outcome::Probe`].
+    Probe,
+    /// See [`Outcome::Annotated`].
+    Annotate,
+}
+
+impl Kind {
+    /// A step of this kind that failed.
+    pub(super) fn failed(self, failure: Failure) -> Outcome {
+        match self {
+            Self::Find => Outcome::Found(Err(failure)),
+            Self::Program => Outcome::Programmed(Err(failure)),
+            Self::Unprogram => Outcome::Unprogrammed(Err(failure)),
+            Self::Probe => Outcome::Probe(Err(failure)),
+            Self::Annotate => Outcome::Annotated(Err(failure)),
+        }
+    }
+}
+
+impl Outcome {
+    /// As the machine hears of it.
+    pub(super) fn event(self, step: StepId) -> (Event, Option<(NetnsId, Held)>) {
+        match self {
+            Self::Found(Ok((place, held))) => {
+                let brought = (place.netns, held);
+                (Event::Found { step, result: Ok(place) }, Some(brought))
+            }
+            Self::Found(Err(failure)) => (Event::Found { step, result: Err(failure) }, None),
+            Self::Programmed(result) => (Event::Programmed { step, result }, None),
+            Self::Unprogrammed(result) => (Event::Unprogrammed { step, result }, None),
+            Self::Probe(result) => (Event::ProbeDone { step, result }, None),
+            Self::Annotated(result) => (Event::Annotated { step, result: result.map(drop) }, None),
+        }
+    }
+}
+
+/// Says that nobody waits for a step any more.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Abandoned(Arc<AtomicBool>);
+
+impl Abandoned {
+    /// True once that is so.
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Outcomes of all steps of a job.
+pub(super) type Outcomes = Vec<(StepId, Outcome)>;
+
+/// What a job does.
+pub(super) enum Work {
+    /// On a thread.
+    Thread(Box<dyn FnOnce(&Abandoned) -> Outcomes + Send>),
+    /// In the runtime.
+    Task(Pin<Box<dyn Future<Output = Outcomes> + Send>>),
+}
+
+/// A job: one step, or a search for several pods.
+pub(super) struct Job {
+    pub(super) key: Key,
+    pub(super) kind: Kind,
+    pub(super) steps: Vec<StepId>,
+    pub(super) work: Work,
+}
+
+/// Queue and what is under way.
+pub(super) struct Jobs {
+    runtime: tokio::runtime::Handle,
+    busy: HashSet<Key>,
+    waiting: VecDeque<Job>,
+    done: Arc<dyn Fn(Key, Outcomes) + Send + Sync>,
+}
+
+impl Jobs {
+    /// None yet. `done` is told of each job that has ended.
+    pub(super) fn new(
+        runtime: tokio::runtime::Handle,
+        done: impl Fn(Key, Outcomes) + Send + Sync + 'static,
+    ) -> Self {
+        Self { runtime, busy: HashSet::new(), waiting: VecDeque::new(), done: Arc::new(done) }
+    }
+
+    /// Starts a job as soon as there is room.
+    pub(super) fn push(&mut self, job: Job) {
+        self.waiting.push_back(job);
+        self.start();
+    }
+
+    /// A job of that key has ended.
+    pub(super) fn ended(&mut self, key: &Key) {
+        self.busy.remove(key);
+        self.start();
+    }
+
+    fn start(&mut self) {
+        while self.busy.len() < AT_ONCE {
+            let mut passed = HashSet::new();
+            let free = self.waiting.iter().position(|job| {
+                // One that waits holds back those of its key behind it.
+                !self.busy.contains(&job.key) && passed.insert(job.key.clone())
+            });
+            let Some(job) = free.and_then(|place| self.waiting.remove(place)) else { return };
+            self.busy.insert(job.key.clone());
+            self.launch(job);
+        }
+    }
+
+    fn launch(&self, job: Job) {
+        let Job { key, kind, steps, work } = job;
+        let done = Arc::clone(&self.done);
+        let abandoned = Abandoned::default();
+        let flag = abandoned.clone();
+        self.runtime.spawn(async move {
+            let work = async {
+                match work {
+                    Work::Task(task) => Ok(task.await),
+                    Work::Thread(f) => {
+                        tokio::task::spawn_blocking(move || f(&abandoned)).await.map_err(|error| {
+                            Failure::Transient(format!("the agent's own defect: {error}"))
+                        })
+                    }
+                }
+            };
+            let result = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| {
+                flag.0.store(true, Ordering::Relaxed);
+                let text = format!("it has not ended within {} s", LIMIT.as_secs());
+                Err(Failure::Transient(text))
+            });
+            let outcomes = result.unwrap_or_else(|failure| {
+                steps.into_iter().map(|step| (step, kind.failed(failure.clone()))).collect()
+            });
+            done(key, outcomes);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    fn job(key: Key, step: u64, work: impl FnOnce() + Send + 'static) -> Job {
+        let step = StepId(step);
+        let work = Work::Thread(Box::new(move |_| {
+            work();
+            vec![(step, Outcome::Probe(Ok(())))]
+        }));
+        Job { key, kind: Kind::Probe, steps: vec![step], work }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn steps_of_one_key_keep_their_order_and_others_do_not_wait() {
+        let (sender, ended) = channel();
+        let mut jobs = Jobs::new(tokio::runtime::Handle::current(), move |key, outcomes| {
+            drop(sender.send((key, outcomes)));
+        });
+        let key = |n| Key::Netns(NetnsId { dev: 1, ino: n });
+        let (go, gate) = channel::<()>();
+        jobs.push(job(key(1), 1, move || {
+            let _ = gate.recv_timeout(Duration::from_secs(10));
+        }));
+        jobs.push(job(key(1), 2, || ()));
+        jobs.push(job(key(2), 3, || panic!("boom")));
+        let next = || ended.recv_timeout(Duration::from_secs(10)).unwrap();
+        let (other, outcomes) = next();
+        assert_eq!(other, key(2));
+        assert!(
+            matches!(&outcomes[..], [(StepId(3), Outcome::Probe(Err(Failure::Transient(_))))]),
+            "a panic is a failure: {outcomes:?}"
+        );
+        jobs.ended(&other);
+        go.send(()).unwrap();
+        for step in [1, 2] {
+            let (key, outcomes) = next();
+            assert!(matches!(&outcomes[..], [(StepId(n), Outcome::Probe(Ok(())))] if *n == step));
+            jobs.ended(&key);
+        }
+        assert!(jobs.busy.is_empty() && jobs.waiting.is_empty());
+    }
+}

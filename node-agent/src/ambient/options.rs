@@ -1,0 +1,15 @@
+//! Settings of ambient mode, the same for all pods.
+
+use redirect::ambient::AmbientConfig;
+use std::path::PathBuf;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// Where ztunnel connects (`ZTUNNEL_UDS_ADDRESS`).
+    pub(crate) socket: PathBuf,
+    /// Namespace of ztunnel's pods (`SYSTEM_NAMESPACE`).
+    pub(crate) system_namespace: String,
+    /// What is captured.
+    pub(crate) capture: AmbientConfig,
+}

@@ -1,0 +1,179 @@
+//! Kubelet's probes: the host's rules that exempt them, kept by a thread of
+//! [`sys::hostprobe`]. The machine speaks of addresses, one owner each.
+
+use super::figures::Figures;
+use super::options::Options;
+use crate::backend::NodeBackend;
+use crate::failure::causes;
+use ambient::event::Failure;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use sys::hostprobe::{Caller, Config, Event, HostError, HostRules, Keeper, Owner, Sources, Target};
+use sys::netns::{Netns, within};
+
+/// The host's processes as the chart mounts them. Without them the agent runs in the
+/// host's own namespaces.
+const HOST_PROC: &str = "/host/proc";
+
+/// Pauses between tries to start, doubled.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The exemption of kubelet's probes.
+#[derive(Debug)]
+pub(super) struct Probes {
+    keeper: OnceLock<Keeper>,
+    /// Why there is none yet.
+    missing: Mutex<String>,
+}
+
+impl Probes {
+    /// Starts to keep the rules, on a thread of its own: it may take a while, and what
+    /// does not work now is tried again. `found` gets the addresses that are exempted
+    /// already, before anything can be set.
+    ///
+    /// # Errors
+    /// When there is no thread.
+    pub(super) fn start(
+        backend: Arc<NodeBackend>,
+        options: &Options,
+        figures: Arc<Figures>,
+        found: impl Fn(IpAddr) + Send + 'static,
+    ) -> std::io::Result<Arc<Self>> {
+        let missing = Mutex::new("the host's rules for kubelet's probes are not there yet".into());
+        let probes = Arc::new(Self { keeper: OnceLock::new(), missing });
+        let own = Arc::downgrade(&probes);
+        let capture = &options.capture;
+        let sources =
+            Sources { v4: Some(capture.probe_v4), v6: capture.ipv6.then_some(capture.probe_v6) };
+        std::thread::Builder::new().name("probes start".to_owned()).spawn(move || {
+            let mut pause = FIRST_PAUSE;
+            while let Some(probes) = own.upgrade() {
+                match begin(&backend, sources, &found) {
+                    Ok((keeper, events)) => {
+                        let _ = probes.keeper.set(keeper);
+                        drop(probes);
+                        listen(&events, &figures);
+                        return;
+                    }
+                    Err(why) => {
+                        tracing::error!(
+                            reason = why,
+                            "kubelet's probes of ambient pods cannot be exempted; tried again"
+                        );
+                        *probes.missing.lock().unwrap_or_else(PoisonError::into_inner) = why;
+                    }
+                }
+                drop(probes);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        })?;
+        Ok(probes)
+    }
+
+    /// Exempts these ports of the address and no others.
+    ///
+    /// # Errors
+    /// When the kernel does not have it.
+    pub(super) fn set(&self, ip: IpAddr, ports: &BTreeSet<u16>) -> Result<(), Failure> {
+        let targets = ports.iter().map(|port| Target { address: ip.to_canonical(), port: *port });
+        self.keeper()?.upsert(owner(ip), targets.collect()).map_err(|error| failed(&error))
+    }
+
+    /// Exempts nothing of the address.
+    ///
+    /// # Errors
+    /// When the kernel still does.
+    pub(super) fn clear(&self, ip: IpAddr) -> Result<(), Failure> {
+        self.keeper()?.release(owner(ip)).map_err(|error| failed(&error))
+    }
+
+    fn keeper(&self) -> Result<&Keeper, Failure> {
+        self.keeper.get().ok_or_else(|| {
+            let why = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+            Failure::Transient(why.clone())
+        })
+    }
+}
+
+/// The machine decides whose an address is.
+fn owner(ip: IpAddr) -> Owner {
+    Owner { pod: ip.to_canonical().to_string(), sandbox: String::new() }
+}
+
+fn failed(error: &HostError) -> Failure {
+    Failure::Transient(causes(error))
+}
+
+fn begin(
+    backend: &NodeBackend,
+    sources: Sources,
+    found: &impl Fn(IpAddr),
+) -> Result<(Keeper, Receiver<Event>), String> {
+    let mounted = Path::new(HOST_PROC).join("1/ns/net");
+    let (host, proc) = if mounted.exists() {
+        (Netns::open(&mounted), PathBuf::from(HOST_PROC))
+    } else {
+        (Netns::current(), PathBuf::from("/proc"))
+    };
+    let host = host.map_err(|error| causes(&error))?;
+    let programmer = backend.programmer()?;
+    // Who kubelet is makes no difference to the elements.
+    let rules = HostRules { caller: Caller::Uid(0), sources };
+    let seen = within(&host, || programmer.observe(&rules)).map_err(|error| causes(&error))?;
+    let seen = seen.map_err(|error| causes(&error))?;
+    let (sender, events) = channel();
+    let config = Config { sources, ..Config::new(host, proc, programmer) };
+    let keeper = Keeper::start(config, sender).map_err(|error| causes(&error))?;
+    let mut known: BTreeMap<IpAddr, BTreeSet<Target>> = BTreeMap::new();
+    for target in seen.elements {
+        known.entry(target.address).or_default().insert(target);
+    }
+    for (ip, targets) in known {
+        keeper.upsert(owner(ip), targets).map_err(|error| causes(&error))?;
+        found(ip);
+    }
+    // Each has an owner now: from here on the machine says what goes.
+    keeper.complete().map_err(|error| causes(&error))?;
+    Ok((keeper, events))
+}
+
+/// Says what happens to the host's rules, until their keeper ends.
+fn listen(events: &Receiver<Event>, figures: &Figures) {
+    for event in events {
+        match event {
+            Event::Repaired { diff, elements, cause, after } => {
+                figures.repaired("host-rules");
+                tracing::error!(
+                    drift = %diff.to_string().replace('\n', "; "),
+                    elements,
+                    cause = ?cause,
+                    after_ms = after.as_millis(),
+                    "the host's rules for kubelet's probes had been changed and were put right"
+                );
+            }
+            Event::Pruned(count) => tracing::info!(
+                count,
+                "addresses that nobody has any more are not exempted any more"
+            ),
+            Event::Kubelet(kubelet) => {
+                tracing::info!(kubelet = %kubelet, "kubelet's probes are known by this")
+            }
+            Event::Ahead(chains) if chains.is_empty() => {}
+            Event::Ahead(chains) => tracing::warn!(
+                chains = chains.join(", "),
+                "rules of others come before ours and may take kubelet's probes"
+            ),
+            Event::Failed(error) => tracing::error!(
+                reason = %causes(&error),
+                "the host's rules for kubelet's probes cannot be kept; tried again"
+            ),
+            _ => {}
+        }
+    }
+}

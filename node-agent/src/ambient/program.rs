@@ -1,0 +1,146 @@
+//! In a pod's namespace: rules and routes, their proof, their record; and out again.
+
+use super::jobs::{Abandoned, Held};
+use super::node::{Node, record_name};
+use super::subject;
+use crate::backend::{Programmed, rules_hash};
+use crate::failure::causes;
+use crate::record::{self, AmbientFacts, Facts, PodKey, Record};
+use crate::source::follow::Told;
+use ambient::event::Failure;
+use ambient::id::OptionsHash;
+use redirect::ambient::AmbientPlan;
+use redirect::pod::Pod;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use sys::netns::{NetnsError, within_pod};
+use sys::routing;
+
+/// What was done inside.
+struct Done {
+    plan: AmbientPlan,
+    programmed: Programmed,
+}
+
+/// Makes the namespace capture the pod; with which options.
+///
+/// # Errors
+/// When a step fails. Rules that are in stay in: they capture.
+pub(super) fn program(
+    node: &Node,
+    told: &Told,
+    held: &Held,
+    abandoned: &Abandoned,
+) -> Result<OptionsHash, Failure> {
+    host_is_known(node, held)?;
+    let pod = told.facts();
+    let options = subject::hash(told, &node.options);
+    let done = within_pod(&held.netns, node.hosts.own(), || inside(node, told, held, abandoned))
+        .map_err(|error| unreachable(&error))??;
+    tracing::info!(
+        ns = pod.namespace,
+        pod = pod.name,
+        uid = pod.uid,
+        netns = %held.netns.id(),
+        backend = %done.programmed.kind,
+        applied = %done.programmed.applied,
+        reason = done.programmed.note,
+        ipv6 = ?done.plan.ipv6,
+        dns = done.plan.dns,
+        "rules for ztunnel are in"
+    );
+    Ok(options)
+}
+
+fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Result<Done, Failure> {
+    let failed = |what: String| Failure::Transient(what);
+    let addresses = routing::addresses().map_err(|error| failed(causes(&error)))?;
+    let ipv6 = routing::ipv6().map_err(|error| failed(causes(&error)))?;
+    let (plan, ignored) = subject::plan(told, &node.options, ipv6);
+    let Pod { namespace, name, uid, .. } = told.facts();
+    for problem in ignored {
+        tracing::warn!(ns = namespace, pod = name, uid, reason = %problem, "annotation ignored: the pod runs already");
+    }
+    // First: an agent that is killed in between must find the namespace again.
+    if let Some(name) = record_name(held, &told.uid()) {
+        let mut record = record(node, held, told, &plan, addresses);
+        // One that cannot be read is replaced.
+        if let Ok(Some(before)) = node.records.read(&name) {
+            record.join(&before);
+        }
+        let written = node.records.write(&name, &record);
+        written.map_err(|error| failed(format!("record not written: {}", causes(&error))))?;
+    }
+    routing::bring_loopback_up().map_err(|error| failed(causes(&error)))?;
+    if abandoned.is_set() {
+        return Err(failed("given up".to_owned()));
+    }
+    let programmed = node.backend.program(&plan).map_err(failed)?;
+    Ok(Done { plan, programmed })
+}
+
+/// Takes everything of ours out, and looks whether it is.
+///
+/// # Errors
+/// When something is left.
+pub(super) fn unprogram(node: &Node, held: &Held, abandoned: &Abandoned) -> Result<(), Failure> {
+    host_is_known(node, held)?;
+    within_pod(&held.netns, node.hosts.own(), || {
+        if abandoned.is_set() {
+            return Err(Failure::Transient("given up".to_owned()));
+        }
+        node.backend.clear().map_err(Failure::Transient)
+    })
+    .map_err(|error| unreachable(&error))?
+}
+
+/// Nothing is programmed where nothing tells a pod's namespace from the host's.
+fn host_is_known(node: &Node, held: &Held) -> Result<(), Failure> {
+    let id = held.netns.id();
+    if node.hosts.contains(id) {
+        return Err(Failure::Refused(format!("network namespace {id} is the host's")));
+    }
+    if !node.hosts.are_certain() {
+        let what = format!("network namespace {id} cannot be told from the host's yet");
+        return Err(Failure::Transient(what));
+    }
+    Ok(())
+}
+
+/// A namespace that cannot be entered is no dead one: it lives as long as its
+/// descriptor.
+fn unreachable(error: &NetnsError) -> Failure {
+    match error {
+        NetnsError::Host { .. } | NetnsError::Elsewhere { .. } => Failure::Refused(causes(error)),
+        _ => Failure::Transient(causes(error)),
+    }
+}
+
+fn record(
+    node: &Node,
+    held: &Held,
+    told: &Told,
+    plan: &AmbientPlan,
+    addresses: Vec<IpAddr>,
+) -> Record {
+    let pod = told.facts();
+    let id = held.netns.id();
+    Record {
+        version: Record::VERSION,
+        sandbox: held.sandbox.clone().unwrap_or_default(),
+        interface: held.interface.clone(),
+        interfaces: BTreeSet::new(),
+        pod: PodKey {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        },
+        netns: record::Namespace { dev: id.dev, ino: id.ino },
+        backend: node.backend.kind().to_string(),
+        rules: rules_hash(plan),
+        addresses,
+        facts: Facts::of(pod),
+        path: held.path.clone(),
+        ambient: Some(AmbientFacts::of(told.workload())),
+    }
+}

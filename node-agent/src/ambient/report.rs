@@ -1,0 +1,85 @@
+//! What people are told: one line a change, in words that say what follows.
+
+use crate::failure::causes;
+use crate::record::RecordError;
+use crate::source::follow::Told;
+use ambient::action::Report;
+use ambient::id::PodUid;
+
+/// Logs a report.
+pub(super) fn tell(who: Option<(&PodUid, Option<&Told>)>, report: &Report) {
+    let uid = who.map(|(uid, _)| uid.as_str());
+    let facts = who.and_then(|(_, told)| told).map(Told::facts);
+    let (ns, pod) = (facts.map(|f| f.namespace.as_str()), facts.map(|f| f.name.as_str()));
+    match report {
+        Report::Enrolled => tracing::info!(ns, pod, uid, "captured for ztunnel"),
+        Report::Unenrolled => tracing::info!(ns, pod, uid, "no longer captured"),
+        Report::Stuck { stage, failures, error } => tracing::error!(
+            ns,
+            pod,
+            uid,
+            stage = stage.code(),
+            failures,
+            reason = error.as_str(),
+            "stuck waiting for {stage}; tried again"
+        ),
+        Report::Recovered(stage) => {
+            tracing::info!(ns, pod, uid, stage = stage.code(), "works again: {stage}");
+        }
+        Report::Repaired { drift } => {
+            tracing::error!(
+                ns,
+                pod,
+                uid,
+                drift = drift.as_str(),
+                "rules had been changed and were put right"
+            );
+        }
+        Report::Drifted { drift } => {
+            tracing::error!(
+                ns,
+                pod,
+                uid,
+                drift = drift.as_str(),
+                "rules were changed and are programmed again"
+            );
+        }
+        Report::Moved { from, to } => {
+            let to = to.map(|netns| netns.to_string());
+            tracing::warn!(ns, pod, uid, %from, to, "in another network namespace than before");
+        }
+        Report::Conflict { netns, owner } => {
+            tracing::error!(ns, pod, uid, %netns, owner = owner.as_str(), "seems to be in a network namespace that is another pod's; not believed");
+        }
+        Report::RulesMayRemain => tracing::error!(
+            ns,
+            pod,
+            uid,
+            "un-enrolled, but its network namespace was not found: rules may remain in it; delete the pod"
+        ),
+        Report::Silent { session } => tracing::error!(
+            session = session.0,
+            "ztunnel did not answer in time; the connection was closed, and it gets all pods anew"
+        ),
+        Report::NoZtunnel => tracing::error!(
+            "no ztunnel is connected: ambient pods cannot start, and those that run do not reach anything when theirs has ended; look at the ztunnel pod of this node"
+        ),
+        Report::ZtunnelBack => tracing::info!("a ztunnel is connected again"),
+        Report::SnapshotRefused { session, error } => tracing::error!(
+            session = session.0,
+            reason = error.as_str(),
+            "ztunnel refused the end of the snapshot; the connection was closed"
+        ),
+        Report::Unasked { session } => tracing::error!(
+            session = session.0,
+            "ztunnel answered what was not asked; the connection was closed"
+        ),
+    }
+}
+
+/// A record was to be removed.
+pub(super) fn forgotten(result: Result<bool, RecordError>) {
+    if let Err(error) = result {
+        tracing::error!(reason = %causes(&error), "a record of a pod that is gone stays");
+    }
+}
