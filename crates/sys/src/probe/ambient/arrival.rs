@@ -72,7 +72,7 @@ impl AmbientInside {
     ///
     /// # Errors
     ///
-    /// As [`ambient_inside`].
+    /// As [`super::ambient_inside`].
     pub fn finish(mut self) -> Result<Report, ProbeError> {
         // All listeners stay to the end: without the inbound one, a probe that is
         // captured would be refused and not seen.
