@@ -7,7 +7,7 @@
 
 use crate::failure::causes;
 use nix::sys::stat::stat;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -224,6 +224,14 @@ impl Process {
 pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceError> {
     let mut own = processes(root)?.into_iter().filter(|(_, found)| *found == id);
     Ok(own.find_map(|(process, _)| enter(&process, id)))
+}
+
+/// The namespaces that some process is in.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub(crate) fn occupied(root: &Path) -> Result<HashSet<NetnsId>, PlaceError> {
+    Ok(processes(root)?.into_iter().map(|(_, id)| id).collect())
 }
 
 /// All processes with their namespaces. One that ends while it is looked at is passed
