@@ -1,6 +1,9 @@
 //! Rules that somebody takes away come back, and it is counted.
 
 use crate::stage::{Stage, records};
+use e2e_node::agent::sidecar_pod;
+use e2e_node::cluster::NAMESPACE;
+use serde_json::json;
 
 /// What is done to the pod, and what of it must be there again.
 fn comes_back(name: &str, backend: &'static str, argv: &[&str]) {
@@ -48,4 +51,35 @@ fn flushed_iptables() {
 #[test]
 fn a_rule_of_routing() {
     comes_back("routing", "nftables", &["ip", "rule", "del", "priority", "32764"]);
+}
+
+/// A pod with a sidecar is looked at by its record, before and after a restart of the
+/// agent.
+fn sidecar(backend: &'static str, argv: &[&str]) {
+    let mut stage = Stage::with_manifests(&format!("sidecar-{backend}"), backend);
+    let mut manifest = sidecar_pod(NAMESPACE, "s", &json!({}), &[]);
+    manifest["metadata"]["uid"] = stage.manifest("s")["metadata"]["uid"].clone();
+    let pod = stage.start(manifest).unwrap();
+    for round in ["at once", "after a restart"] {
+        let runtime = stage.cluster.runtime();
+        runtime.check(&stage.cluster.list, &pod.pod.attachment).unwrap();
+        pod.pod.sandbox.load(argv, "").unwrap();
+        stage.eventually("it is put right", |stage| {
+            stage.metric("sluice_drift_repaired_total{reason=\"rules\"}") == Some(1.0)
+        });
+        let check = runtime.check(&stage.cluster.list, &pod.pod.attachment);
+        check.unwrap_or_else(|error| panic!("{round}: {error:#}"));
+        stage.cluster.agent.take().unwrap().kill().unwrap();
+        stage.start_agent();
+    }
+}
+
+#[test]
+fn a_flushed_sidecar_with_nftables() {
+    sidecar("nftables", &["nft", "flush", "ruleset"]);
+}
+
+#[test]
+fn a_flushed_sidecar_with_iptables() {
+    sidecar("iptables", &["iptables", "-t", "nat", "-F"]);
 }
