@@ -6,6 +6,7 @@
 //! [`figures`] counts. The rest of the agent has [`Ambient`].
 
 mod annotate;
+mod audit;
 mod driver;
 mod figures;
 mod find;
@@ -22,6 +23,7 @@ mod ztunnel;
 pub(crate) use figures::{Figures, Samples};
 pub(crate) use node::Node;
 pub(crate) use options::Options;
+pub(crate) use program::NOT_PROVED;
 pub(crate) use ztunnel::ServeError;
 
 use crate::failure::causes;
@@ -95,10 +97,14 @@ impl Ambient {
     ///
     /// # Errors
     /// When there is no socket or no thread.
-    pub(crate) fn start(node: Node, beat: Arc<Beat>) -> Result<Arc<Self>, ServeError> {
+    pub(crate) fn start(
+        node: Node,
+        figures: Arc<Figures>,
+        beat: Arc<Beat>,
+    ) -> Result<Arc<Self>, ServeError> {
         let (inputs, receiver) = channel();
         let config = Config::default();
-        let (node, figures) = (Arc::new(node), Arc::new(Figures::default()));
+        let node = Arc::new(node);
         let ztunnels = Ztunnels::serve(&node.options.socket, config.window, inputs.clone())?;
         let found = inputs.clone();
         let backend = Arc::clone(&node.backend);

@@ -7,6 +7,10 @@ use clap::Args;
 use redirect::ambient::AmbientConfig;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Istio's default.
+const SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 
 /// With `--ambient-enabled`.
 #[derive(Debug, Args)]
@@ -17,9 +21,9 @@ pub(super) struct AmbientArgs {
         long,
         env = "ZTUNNEL_UDS_ADDRESS",
         value_name = "PATH",
-        default_value = "/var/run/ztunnel/ztunnel.sock"
+        default_value = SOCKET
     )]
-    pub(super) ztunnel_uds_address: PathBuf,
+    ztunnel_uds_address: String,
     /// Capture DNS of pods that do not say otherwise.
     #[arg(
         long,
@@ -58,6 +62,9 @@ pub(super) struct AmbientArgs {
         default_value = "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"
     )]
     pub(super) host_probe_snat_ipv6: String,
+    /// Seconds between looks at every captured pod.
+    #[arg(long, env = "SLUICE_AUDIT_SECONDS", value_name = "N", default_value = "30", hide = true)]
+    pub(super) audit_seconds: u16,
     /// Namespace of ztunnel's own pods, which are never ambient.
     #[arg(
         long,
@@ -88,8 +95,9 @@ impl AmbientArgs {
             .parse()
             .map_err(|_| wrong("--host-probe-snat-ipv6 (HOST_PROBE_SNAT_IPV6)", v6, "IPv6"))?;
         Ok(Options {
-            socket: self.ztunnel_uds_address.clone(),
+            socket: self.socket(),
             system_namespace: self.system_namespace.clone(),
+            audit: self.audit(),
             capture: AmbientConfig {
                 dns_capture: self.ambient_dns_capture.is_on(),
                 ipv6: self.ambient_ipv6.is_on(),
@@ -97,6 +105,17 @@ impl AmbientArgs {
                 probe_v6,
             },
         })
+    }
+
+    /// A chart may leave it empty.
+    pub(super) fn socket(&self) -> PathBuf {
+        let given = self.ztunnel_uds_address.trim();
+        PathBuf::from(if given.is_empty() { SOCKET } else { given })
+    }
+
+    /// See the option.
+    pub(super) fn audit(&self) -> Duration {
+        Duration::from_secs(self.audit_seconds.max(1).into())
     }
 
     pub(super) fn switches(&self) -> [(&'static str, &Switch); 2] {

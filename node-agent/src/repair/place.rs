@@ -7,7 +7,7 @@
 
 use crate::failure::causes;
 use nix::sys::stat::stat;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use sys::netns::{Netns, NetnsId, within};
 
 /// The host's processes, as Istio's chart mounts them, and as they are without.
 const ROOTS: [&str; 2] = ["/host/proc", "/proc"];
+
+/// Where paths of the host are seen from the agent's container.
+const HOST: &str = "/host";
 
 /// Longest file of a process that is read.
 const MAX_CGROUP: usize = 64 << 10;
@@ -224,6 +227,28 @@ impl Process {
 pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceError> {
     let mut own = processes(root)?.into_iter().filter(|(_, found)| *found == id);
     Ok(own.find_map(|(process, _)| enter(&process, id)))
+}
+
+/// The namespace at a path of the host's, if it is that one and has one of the
+/// addresses.
+pub(crate) fn by_path(path: &str, id: NetnsId, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
+    if path.is_empty() {
+        return None;
+    }
+    let mounted = PathBuf::from(format!("{HOST}{path}"));
+    let paths = [mounted.as_path(), Path::new(path)];
+    let mut found = paths.into_iter().filter_map(|path| Netns::open(path).ok());
+    let netns = found.find(|netns| netns.id() == id)?;
+    let has = within(&netns, sys::routing::addresses).ok()?.ok()?;
+    addresses.iter().any(|ip| has.contains(&ip.to_canonical())).then(|| Arc::new(netns))
+}
+
+/// The namespaces that some process is in.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub(crate) fn occupied(root: &Path) -> Result<HashSet<NetnsId>, PlaceError> {
+    Ok(processes(root)?.into_iter().map(|(_, id)| id).collect())
 }
 
 /// All processes with their namespaces. One that ends while it is looked at is passed

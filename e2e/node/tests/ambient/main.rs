@@ -4,7 +4,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod drift;
 mod enrol;
+mod flow;
 mod live;
+mod moved;
+mod probe;
 mod restart;
 mod stage;
