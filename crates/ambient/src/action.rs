@@ -157,7 +157,8 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// `AddWorkload`, with the namespace's descriptor in the same packet (`O_RDONLY`,
-    /// exactly one). An outcome of the driver's for a descriptor that it has not is
+    /// exactly one). Where the record names another identity, it is changed first: after
+    /// a restart it tells what ztunnel may run. An outcome of the driver's for a descriptor that it has not is
     /// [`Event::Disconnected`](crate::event::Event::Disconnected).
     Add {
         /// ztunnel's key.

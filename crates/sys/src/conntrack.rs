@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use redirect::ambient::REPLY_MARK;
 use redirect::plan::{DNS_PORT, INBOUND_PORT, OUTBOUND_PORT};
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 
 /// Port of DNS.
 const DOMAIN: u16 = 53;
@@ -129,15 +130,34 @@ fn open() -> Result<Option<Socket>, BackendError> {
     Ok(Some(Socket::open(netlink::Protocol::Netfilter)?))
 }
 
-fn list(socket: &mut Socket) -> Result<Vec<Entry>, NetlinkError> {
+pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Entry>, NetlinkError> {
     // struct nfgenmsg: of any family.
     let replies = socket.dump("list tracked connections", GET, |b| b.raw(&[0; 4]))?;
     let bodies = replies.iter().filter(|(kind, _)| *kind == NEW);
     Ok(bodies.filter_map(|(_, body)| Entry::parse(body)).collect())
 }
 
+/// The entry of one connection, as its opener sees it, in no zone.
+pub(crate) fn find(
+    socket: &mut Socket,
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> Result<Option<Entry>, NetlinkError> {
+    let object = "look a connection up";
+    let found = socket.get(object, GET, |b| {
+        b.raw(&entry::header(source.is_ipv4()));
+        entry::write_tuple(b, protocol, source, destination);
+    });
+    match found {
+        Ok(replies) => Ok(replies.iter().find_map(|(_, body)| Entry::parse(body))),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// True when it was there.
-fn delete(socket: &mut Socket, entry: &Entry) -> Result<bool, NetlinkError> {
+pub(crate) fn delete(socket: &mut Socket, entry: &Entry) -> Result<bool, NetlinkError> {
     let object = || format!("forget connection {entry}");
     match socket.request(object, DELETE, 0, |b| entry.write_key(b)) {
         Ok(()) => Ok(true),

@@ -110,7 +110,8 @@ impl Cluster {
     }
 
     /// Waits until each node's CNI directories are as they were before there was
-    /// anything of ours, byte for byte.
+    /// anything of ours, byte for byte. The plugin's binary stays: sandboxes that were
+    /// made with it are taken down with it.
     ///
     /// # Errors
     /// When something is there, gone or changed.
@@ -280,6 +281,7 @@ impl Cluster {
 fn cni_files(node: &Node) -> Result<CniFiles> {
     let mut files = node.files("/etc/cni")?;
     files.extend(node.files("/opt/cni/bin")?);
+    files.remove("istio-cni");
     Ok(files)
 }
 

@@ -110,7 +110,9 @@ fn run_all(wanted: &[&Scenario], packages: &Packages, counts: &mut Counts) {
             Err(err) => {
                 counts.failed += 1;
                 let report = cluster.as_ref().map(Cluster::report).unwrap_or_default();
-                failures.push(format!("---- {name} ----\n{err:#}\n{report}"));
+                // At once: whoever watches may not want to wait for the rest.
+                say(&format!("---- {name} ----\n{err:#}\n{report}"));
+                failures.push(*name);
                 // What is left of it is no place for the next.
                 cluster = None;
             }
@@ -118,7 +120,7 @@ fn run_all(wanted: &[&Scenario], packages: &Packages, counts: &mut Counts) {
     }
     drop(cluster);
     if !failures.is_empty() {
-        say(&format!("\nfailures:\n\n{}", failures.join("\n")));
+        say(&format!("\nfailures:\n    {}", failures.join("\n    ")));
     }
 }
 

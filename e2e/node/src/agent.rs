@@ -53,7 +53,7 @@ impl Directories {
 /// Runs the agent for as long as the shell's stdin is open, so that it ends with
 /// a suite that was killed itself. Its process id is the first line.
 const LEASH: &str = "\"$0\" \"$@\" </dev/null >>\"$SLUICE_E2E_LOG\" 2>&1 & \
-    echo $!; read -r _; kill -9 $!; wait";
+    echo $!; read -r _; kill -9 $! 2>/dev/null; wait";
 
 /// What the lab's node is called in a cluster.
 pub const NODE_NAME: &str = "lab-node";

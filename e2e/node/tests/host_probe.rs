@@ -202,6 +202,10 @@ impl Stage {
         Config::new(self.netns(), "/proc", programmer)
     }
 
+    fn ruleset(&self) -> String {
+        self.host.load(&["nft", "list", "ruleset"], "").unwrap()
+    }
+
     fn netns(&self) -> Netns {
         Netns::open(self.host.path()).unwrap()
     }
@@ -288,7 +292,7 @@ fn a_probe_reaches_the_app_and_nothing_else_does() {
         keeper.release(owner("a")).unwrap();
         assert_eq!(kubelet.probe(POD, 8080), CAPTURED, "{dialect}: released");
         keeper.remove().unwrap();
-        let left = stage.host.load(&["nft", "list", "ruleset"], "").unwrap();
+        let left = stage.ruleset();
         assert!(!left.contains("sluice") && !left.contains("SLUICE"), "{left}");
     }
 }
@@ -447,6 +451,124 @@ fn an_address_is_used_again_and_a_restart_forgets_nothing() {
         assert_eq!(kubelet.probe(POD, 9090), SOURCE, "{dialect}");
         assert_eq!(keeper.status().unwrap().repairs, 0, "{dialect}");
     }
+}
+
+#[test]
+fn another_backend_takes_over() {
+    let stage = Stage::create("switch", "iptables");
+    let mut kubelet = stage.kubelet(true);
+    let mut tools = None;
+    for (n, dialect) in ["iptables", "nftables", "iptables"].into_iter().enumerate() {
+        let mut config = stage.config(programmer(dialect));
+        if let Programmer::Iptables(found) = &config.programmer {
+            tools = Some(Arc::clone(found));
+        }
+        config.tools.clone_from(&tools);
+        let (sender, _events) = mpsc::channel();
+        let keeper = Keeper::start(config, sender).unwrap();
+        // Nobody tells the later ones of the pod.
+        if n == 0 {
+            keeper.upsert(owner("a"), both()).unwrap();
+        }
+        assert_eq!(kubelet.probe(POD, 8080), SOURCE, "{dialect}");
+        assert_eq!(kubelet.probe(POD6, 8080), SOURCE6, "{dialect}");
+        let ruleset = stage.ruleset();
+        assert_eq!(ruleset.contains("table inet sluice-probe"), dialect == "nftables", "{ruleset}");
+        assert_eq!(ruleset.contains("SLUICE_PROBE"), dialect == "iptables", "{ruleset}");
+    }
+}
+
+/// AWS' strict mode: a pod behind a branch interface has a table of its own, whose
+/// default route leaves through the VPC, and the host's own addresses come after it.
+#[test]
+fn a_probe_reaches_a_pod_behind_a_branch_interface() {
+    let stage = Stage::create("branch", "nftables");
+    stage.host.sysctl("ipv4/tcp_early_demux", "0").unwrap();
+    stage
+        .host
+        .ip("link add vlan0 type veth peer name vpc0\nlink set vlan0 up\nlink set vpc0 up\n\
+             route del 10.77.0.0/24 dev veth0\nroute add default dev vlan0\n\
+             route add 10.77.0.2 dev veth0 table 101\nroute add default dev vlan0 table 101\n\
+             rule add iif vlan0 lookup 101 priority 10\nrule add iif veth0 lookup 101 priority 10\n\
+             rule add lookup local priority 20\nrule del priority 0")
+        .unwrap();
+    let rules = || stage.host.load(&["ip", "rule"], "").unwrap();
+    let before = rules();
+    let mut kubelet = stage.kubelet(true);
+    assert_eq!(kubelet.probe(POD, 8080), "failed");
+    let (keeper, _events) = stage.keeper("nftables");
+    keeper.upsert(owner("a"), both()).unwrap();
+    assert_eq!(kubelet.probe(POD, 8080), SOURCE, "{}", rules());
+    keeper.release(owner("a")).unwrap();
+    // Not all pods are told, so the rules may be another's.
+    drop(keeper);
+    assert_ne!(rules(), before);
+    let (keeper, _events) = stage.keeper("nftables");
+    keeper.complete().unwrap();
+    assert_eq!(rules(), before, "what another agent made is found and removed");
+    keeper.upsert(owner("a"), both()).unwrap();
+    assert_eq!(kubelet.probe(POD, 8080), SOURCE);
+    keeper.release(owner("a")).unwrap();
+    assert_eq!(rules(), before);
+}
+
+/// Where the test for containers finds host and /proc.
+const CONTAINER: &str = "SLUICE_TEST_CONTAINER";
+
+/// The agent in a container: a cgroup of its own, a cgroup namespace whose root that
+/// is, and the host's processes in another /proc.
+#[test]
+fn the_agent_is_in_a_container() {
+    let stage = Stage::create("container", "nftables");
+    let mut kubelet = stage.kubelet(true);
+    let proc = stage.scratch.dir("proc").unwrap();
+    let pid = kubelet.running.pid().to_string();
+    let link = |from: &str, to: &str| std::os::unix::fs::symlink(from, proc.join(to)).unwrap();
+    link(&format!("/proc/{pid}"), &pid);
+    link("/proc/uptime", "uptime");
+    // Not seen: kubelet is outside of what the agent sees.
+    for first in [None, Some(format!("/proc/{pid}"))] {
+        if let Some(first) = &first {
+            link(first, "1");
+        }
+        let agent = stage.cgroup.top.join("agent");
+        std::fs::create_dir(&agent).unwrap();
+        let join = format!(
+            "echo $$ > {}; exec unshare --cgroup \"$0\" \"$@\"",
+            agent.join("cgroup.procs").display()
+        );
+        let program = Program::new("sh").args(["-c", join.as_str()]);
+        let program = program.arg(std::env::current_exe().unwrap());
+        let program = program.args(["--exact", "inside_the_container", "--ignored", "--nocapture"]);
+        let value = format!("{}:{}", stage.host.path().display(), proc.display());
+        let said = program.env(CONTAINER, value).check().unwrap();
+        println!("{said}");
+        let by_cgroup = first.is_some();
+        assert_eq!(said.contains("[cgroup] cgroup /sluice-e2e-"), by_cgroup, "{said}");
+        assert_eq!(
+            said.contains("[uid] ") && said.contains("outside of what"),
+            !by_cgroup,
+            "{said}"
+        );
+        assert_eq!(kubelet.probe(POD, 8080), SOURCE);
+        assert_eq!(kubelet.probe(POD, 9090), CAPTURED);
+        assert_eq!(stage.other(POD, 8080), if by_cgroup { CAPTURED } else { SOURCE });
+        Cgroup::remove(&agent);
+    }
+}
+
+#[test]
+#[ignore = "the part of the_agent_is_in_a_container that is inside"]
+fn inside_the_container() {
+    #[expect(clippy::disallowed_methods, reason = "from the test that started this one")]
+    let value = std::env::var(CONTAINER).unwrap();
+    let (host, proc) = value.split_once(':').unwrap();
+    let host = Netns::open(Path::new(host)).unwrap();
+    let (sender, _events) = mpsc::channel();
+    let keeper = Keeper::start(Config::new(host, proc, Programmer::Nftables), sender).unwrap();
+    keeper.upsert(owner("a"), both()).unwrap();
+    let kubelet = keeper.status().unwrap().kubelet;
+    println!("[{}] {kubelet}", kubelet.word());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is said to each ztunnel, and when (zds.md 3 and 7).
 //!
 //! * The newest session whose snapshot is out gets Adds; every session gets Dels. An
-//!   older one gets an Add only for what it kept without anybody knowing where.
+//!   older one gets an Add only for what it was told to keep, wherever that is.
 //! * A pod has at most one message on its way in a session; messages about different
 //!   pods are sent without waiting for each other, up to the window.
 //! * A pod that ztunnel refused or was silent about is kept in a snapshot and added
@@ -104,13 +104,9 @@ impl Machine {
             (Want::Present(_), Some(Status::Taken(_) | Status::Refused(_))) if !newest => {
                 return del();
             }
-            (Want::Present(proxy), Some(Status::Kept)) if !newest => match peer.runs(uid) {
-                // It may be in a namespace that the pod is not in any more. An Add puts
-                // that right, and does nothing otherwise.
-                [] => proxy,
-                known if known == [proxy] => return None,
-                _ => return del(),
-            },
+            // It may be in a namespace that the pod is not in any more. An Add puts that
+            // right, and does nothing otherwise.
+            (Want::Present(proxy), Some(Status::Kept)) if !newest => proxy,
             (Want::Present(_), _) if !newest => return None,
             (Want::Present(proxy), _) => proxy,
         };

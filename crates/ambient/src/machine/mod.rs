@@ -286,7 +286,7 @@ impl Machine {
                     sandbox: pod.placed().and_then(|p| p.sandbox.clone()),
                     ports: state.probe_ports.clone(),
                 };
-                self.probes.claim(pod.ips(), &claim)
+                self.probes.claim(pod.ips(), &claim, pod.placed().is_some())
             }
             Goal::Leave if pod.rules != Rules::Absent => false,
             Goal::Wait => false,

@@ -49,9 +49,7 @@ impl Machine {
         if let Some(step) = pod.step.take() {
             self.desk.abandon(step);
         }
-        pod.place = Place::Lost { down };
-        pod.rules = Rules::Absent;
-        pod.held = None;
+        pod.lose(down);
         if self.owners.get(&netns) == Some(uid) {
             self.owners.remove(&netns);
         }

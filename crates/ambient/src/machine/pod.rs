@@ -209,6 +209,15 @@ impl Pod {
         Some(Proxy { identity, netns: self.netns()? })
     }
 
+    /// It is not in its namespace any more: nothing that was known of it there holds.
+    pub(super) fn lose(&mut self, down: bool) {
+        self.place = Place::Lost { down };
+        self.rules = Rules::Absent;
+        self.held = None;
+        self.chain_ips.clear();
+        self.former_ips.clear();
+    }
+
     /// What ztunnel is to have of it.
     pub(super) fn want(&self, goal: Goal) -> Want {
         match (goal, &self.place, self.rules) {

@@ -19,6 +19,14 @@ pub(super) struct Claim {
     pub(super) ports: BTreeSet<u16>,
 }
 
+/// A claim, and whether its pod is known to be where it is: the status of one that is
+/// not may name an address that another pod has by now.
+#[derive(Debug)]
+struct Claimed {
+    claim: Claim,
+    placed: bool,
+}
+
 /// All addresses.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
@@ -28,8 +36,8 @@ pub(super) struct Probes {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// The last one owns the address.
-    claims: Vec<Claim>,
+    /// The last one of a pod that is placed owns the address; else the last one.
+    claims: Vec<Claimed>,
     present: Present,
     step: Option<Step>,
     retry: Retry,
@@ -55,19 +63,19 @@ struct Step {
 
 impl Probes {
     /// A pod claims exactly these addresses, on these terms. True when that is new.
-    pub(super) fn claim(&mut self, ips: &[IpAddr], claim: &Claim) -> bool {
+    pub(super) fn claim(&mut self, ips: &[IpAddr], claim: &Claim, placed: bool) -> bool {
         let ips: BTreeSet<IpAddr> = ips.iter().copied().collect();
         let mut changed = self.disclaim_but(&claim.uid, &ips);
         for ip in &ips {
             let slot = self.slots.entry(*ip).or_default();
-            match slot.claims.iter_mut().find(|c| c.uid == claim.uid) {
-                Some(known) if known == claim => {}
+            match slot.claims.iter_mut().find(|c| c.claim.uid == claim.uid) {
+                Some(known) if known.claim == *claim && known.placed == placed => {}
                 Some(known) => {
-                    *known = claim.clone();
+                    *known = Claimed { claim: claim.clone(), placed };
                     changed = true;
                 }
                 None => {
-                    slot.claims.push(claim.clone());
+                    slot.claims.push(Claimed { claim: claim.clone(), placed });
                     changed = true;
                 }
             }
@@ -88,7 +96,7 @@ impl Probes {
         let mut changed = false;
         for ip in ips.difference(keep) {
             if let Some(slot) = self.slots.get_mut(ip) {
-                slot.claims.retain(|c| c.uid != *uid);
+                slot.claims.retain(|c| c.claim.uid != *uid);
                 changed = true;
             }
         }
@@ -169,7 +177,7 @@ impl Probes {
         let Some(under_way) = slot.step.take_if(|s| s.id == step) else {
             return (Vec::new(), Told::Nothing);
         };
-        let mut concerned: Vec<PodUid> = slot.claims.iter().map(|c| c.uid.clone()).collect();
+        let mut concerned: Vec<PodUid> = slot.claims.iter().map(|c| c.claim.uid.clone()).collect();
         concerned.extend(under_way.claim.as_ref().map(|c| c.uid.clone()));
         if let Present::Set(former) = &slot.present {
             concerned.push(former.uid.clone());
@@ -203,15 +211,20 @@ impl Probes {
 }
 
 impl Slot {
+    fn owner(&self) -> Option<&Claim> {
+        let placed = self.claims.iter().rev().find(|c| c.placed);
+        placed.or(self.claims.last()).map(|c| &c.claim)
+    }
+
     fn is_set(&self) -> bool {
-        matches!((&self.present, self.claims.last()), (Present::Set(a), Some(b)) if a == b)
+        matches!((&self.present, self.owner()), (Present::Set(a), Some(b)) if a == b)
     }
 
     fn advance(&mut self, ip: IpAddr, desk: &mut Desk, prune: bool) {
         if self.step.is_some() || self.retry.waiting() {
             return;
         }
-        let claim = match (self.claims.last(), &self.present) {
+        let claim = match (self.owner(), &self.present) {
             (Some(claim), Present::Set(present)) if claim == present => return,
             (None, Present::Nothing) => return,
             (None, _) if !prune => return,

@@ -78,9 +78,7 @@ impl Machine {
         if let Some(step) = pod.step.take() {
             self.desk.abandon(step);
         }
-        pod.place = Place::Lost { down: false };
-        pod.rules = Rules::Absent;
-        pod.held = None;
+        pod.lose(false);
         self.owners.remove(&netns);
         self.desk.report(other, Report::Moved { from: netns, to: None });
         self.dirty.insert(other.clone());

@@ -181,11 +181,6 @@ impl Peer {
             .any(|(other, proxies)| other != uid && proxies.iter().any(|p| p.netns == netns))
     }
 
-    /// What it may run for the pod.
-    pub(super) fn runs(&self, uid: &PodUid) -> &[Proxy] {
-        self.running.get(uid).map_or(&[], Vec::as_slice)
-    }
-
     /// It may run the pod under another name. An Add would not change that.
     pub(super) fn misnames(&self, uid: &PodUid, identity: &Identity) -> bool {
         self.running.get(uid).is_some_and(|proxies| proxies.iter().any(|p| p.identity != *identity))

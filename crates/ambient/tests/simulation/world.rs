@@ -225,7 +225,8 @@ impl World {
                 assert!(!self.draining && !told.terminal, "program {uid}, which is not wanted");
                 assert_ne!(told.wanted, Wanted::No, "program {uid}, which is not wanted");
                 let sandbox = self.machine.pod(&uid).and_then(|p| p.sandbox);
-                let record = Record { netns, identity: told.identity.clone(), sandbox };
+                let told = self.records.get(&uid).map_or(&told.identity, |r| &r.identity);
+                let record = Record { netns, identity: told.clone(), sandbox };
                 self.records.insert(uid.clone(), record);
                 self.jobs.push((step, Job::Program(uid, netns, options)));
             }
@@ -312,6 +313,9 @@ impl World {
         if let Message::Add { uid, identity, netns } = &message {
             assert!(self.fds.contains(netns), "Add with a descriptor that was released");
             assert_eq!(*identity, self.told[uid].identity);
+            if let Some(record) = self.records.get_mut(uid) {
+                record.identity = identity.clone();
+            }
             for ztunnel in &self.ztunnels {
                 let heard = ztunnel.connection.as_ref();
                 if !heard.is_some_and(|c| !c.closed && !self.disconnected.contains(&c.session)) {

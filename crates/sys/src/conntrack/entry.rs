@@ -23,10 +23,14 @@ const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
 const INFO_TCP: u16 = 1;
 const TCP_STATE: u16 = 1;
+/// IPS_SEEN_REPLY
+const ANSWERED: u32 = 1 << 1;
 /// IPS_DST_NAT
 const REDIRECTED: u32 = 1 << 5;
 /// TCP_CONNTRACK_SYN_SENT to TCP_CONNTRACK_LAST_ACK are 1 to 6, then TIME_WAIT, CLOSE.
 const LAST_OPEN: u8 = 6;
+const SYN_SENT: u8 = 1;
+const SYN_RECEIVED: u8 = 2;
 
 /// Transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,12 +112,22 @@ impl Entry {
         self.state.is_some_and(|TcpState(state)| (1..=LAST_OPEN).contains(&state))
     }
 
+    /// True for a TCP connection whose handshake has begun and not ended.
+    #[must_use]
+    pub fn is_half(&self) -> bool {
+        self.state.is_some_and(|TcpState(state)| (SYN_SENT..=SYN_RECEIVED).contains(&state))
+    }
+
+    /// True when packets went both ways.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.status & ANSWERED != 0
+    }
+
     /// What names it in a request: another connection of the same addresses and ports
     /// has another id.
     pub(super) fn write_key(&self, b: &mut Buffer) {
-        // AF_INET or AF_INET6 of struct nfgenmsg.
-        let family = if self.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        b.raw(&[family.to_le_bytes()[0], 0, 0, 0]);
+        b.raw(&header(self.source.is_ipv4()));
         b.nested(TUPLE_ORIGINAL, |b| b.raw(&self.original));
         if self.zone != 0 {
             b.attribute(ZONE, &self.zone.to_be_bytes());
@@ -136,6 +150,43 @@ impl fmt::Display for Entry {
         }
         Ok(())
     }
+}
+
+/// `struct nfgenmsg` of a request: AF_INET or AF_INET6.
+pub(super) fn header(v4: bool) -> [u8; 4] {
+    let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
+    [family.to_le_bytes()[0], 0, 0, 0]
+}
+
+/// The original tuple of a connection.
+pub(super) fn write_tuple(
+    b: &mut Buffer,
+    protocol: Protocol,
+    source: SocketAddr,
+    destination: SocketAddr,
+) {
+    let number: u8 = match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    };
+    b.nested(TUPLE_ORIGINAL, |b| {
+        b.nested(TUPLE_IP, |b| {
+            for (address, v4, v6) in [
+                (source.ip(), V4_SOURCE, V6_SOURCE),
+                (destination.ip(), V4_DESTINATION, V6_DESTINATION),
+            ] {
+                match address {
+                    IpAddr::V4(a) => b.attribute(v4, &a.octets()),
+                    IpAddr::V6(a) => b.attribute(v6, &a.octets()),
+                }
+            }
+        });
+        b.nested(TUPLE_PROTOCOL, |b| {
+            b.attribute(NUMBER, &[number]);
+            b.attribute(SOURCE_PORT, &source.port().to_be_bytes());
+            b.attribute(DESTINATION_PORT, &destination.port().to_be_bytes());
+        });
+    });
 }
 
 fn tuple(tuple: &[u8]) -> Option<(Protocol, SocketAddr, SocketAddr)> {

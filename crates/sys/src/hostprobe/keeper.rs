@@ -26,7 +26,8 @@ pub struct Config {
     pub proc: PathBuf,
     /// Which dialect.
     pub programmer: Programmer,
-    /// Tools to look for Istio's rules with, also when ours are nftables.
+    /// Tools to look with for Istio's rules, and for ours of another day, also when
+    /// ours are nftables.
     pub tools: Option<Arc<Iptables>>,
     /// What kubelet's source becomes.
     pub sources: Sources,
@@ -37,7 +38,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// The usual one: audit each 30 s, both families, branch interfaces too.
+    /// The usual one: audit each 30 s, both families, branch interfaces too. With
+    /// nftables it has no tools; a node that Istio had, or an agent of ours with
+    /// iptables, needs some.
     #[must_use]
     pub fn new(host: Netns, proc: impl Into<PathBuf>, programmer: Programmer) -> Self {
         let tools = match &programmer {

@@ -14,6 +14,7 @@ mod ipset;
 mod keeper;
 pub mod kubelet;
 mod nft;
+mod picture;
 pub mod trial;
 pub mod upstream;
 mod watch;
@@ -75,7 +76,7 @@ impl Programmer {
     /// When the kernel cannot be asked.
     pub fn observe(&self, rules: &HostRules) -> Result<Observed, HostError> {
         match self {
-            Self::Nftables => nft::observe(rules),
+            Self::Nftables => picture::observe(rules),
             Self::Iptables(tools) => xtables::observe(tools, rules),
         }
     }

@@ -114,7 +114,7 @@ fn the_text_says_what_netlink_writes() {
             // The tool takes no path for the root of all.
             let text = text::nft(&rules, &elements, mount);
             run("nft -f -", &text);
-            let found = nft::observe(&rules).unwrap();
+            let found = picture::observe(&rules).unwrap();
             assert_eq!(found.diff.to_string(), "", "{text}");
             assert_eq!(found.elements, elements);
             assert_eq!(run("nft list ruleset", ""), written);
@@ -123,7 +123,7 @@ fn the_text_says_what_netlink_writes() {
             // What the tool lists, it loads.
             fresh(|| {
                 run("nft -f -", &written);
-                assert_eq!(nft::observe(&rules).unwrap().diff.to_string(), "");
+                assert_eq!(picture::observe(&rules).unwrap().diff.to_string(), "");
             });
         }
         let tools = Iptables::detect().unwrap();
@@ -159,9 +159,9 @@ fn drift_is_seen_and_repaired() {
         fresh(|| {
             nft::install(&rules, &elements).unwrap();
             run("nft -f -", harm);
-            assert!(!nft::observe(&rules).unwrap().diff.is_empty(), "{harm}");
+            assert!(!picture::observe(&rules).unwrap().diff.is_empty(), "{harm}");
             nft::install(&rules, &elements).unwrap();
-            assert_eq!(nft::observe(&rules).unwrap().diff.to_string(), "", "{harm}");
+            assert_eq!(picture::observe(&rules).unwrap().diff.to_string(), "", "{harm}");
         });
     }
     // Another cgroup of the same name is another one.
@@ -170,7 +170,7 @@ fn drift_is_seen_and_repaired() {
         let Caller::Cgroup { path, level, id } = rules.caller.clone() else { panic!() };
         let again = Caller::Cgroup { path, level, id: id + 1 };
         let rules = HostRules { caller: again, ..rules.clone() };
-        assert!(!nft::observe(&rules).unwrap().diff.is_empty());
+        assert!(!picture::observe(&rules).unwrap().diff.is_empty());
     });
     let tools = Arc::new(Iptables::detect().unwrap());
     let programmer = Programmer::Iptables(tools);
@@ -211,7 +211,7 @@ fn who_comes_first_is_said() {
             "table ip later {\nchain post {\ntype nat hook postrouting priority srcnat;\n}\n}\n\
              table inet first {\nchain post {\ntype nat hook postrouting priority -195;\n}\n}\n",
         );
-        let found = nft::observe(&rules).unwrap();
+        let found = picture::observe(&rules).unwrap();
         assert!(found.diff.is_empty());
         assert_eq!(found.ahead, ["chain inet first post priority -195"]);
     });

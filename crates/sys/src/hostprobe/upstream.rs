@@ -1,7 +1,7 @@
 //! What Istio's agent leaves on a host (reference 4.7, 4.8). It goes on working
 //! beside ours, which are asked first, and is removed when ours are in.
 
-use super::{HostError, ipset, nft};
+use super::{HostError, ipset, nft, picture};
 use crate::iptables::{Iptables, Tool};
 use crate::netlink::{Protocol, Socket};
 use crate::process::{Command, ProcessError};
@@ -19,7 +19,7 @@ const SETS: [&str; 2] = ["istio-inpod-probes-v4", "istio-inpod-probes-v6"];
 /// When the kernel cannot be asked.
 pub fn find(tools: Option<&Iptables>) -> Result<Vec<String>, HostError> {
     let mut found = Vec::new();
-    if nft::has_table(&mut Socket::open(Protocol::Netfilter)?, TABLE)? {
+    if picture::has_table(&mut Socket::open(Protocol::Netfilter)?, TABLE)? {
         found.push(format!("table inet {TABLE}"));
     }
     each_tool(tools, |tool| {

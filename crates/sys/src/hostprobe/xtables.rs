@@ -1,7 +1,7 @@
 //! The iptables form: one chain with one rule, a jump to it that stands first in
 //! POSTROUTING, and an ipset a family.
 
-use super::{HostError, Observed, ipset, nft};
+use super::{HostError, Observed, ipset, picture};
 use crate::iptables::{Iptables, Tool, Variant, Version};
 use crate::process::{Command, Output, ProcessError};
 use redirect::host::rules::{CHAIN, targets_set};
@@ -132,7 +132,7 @@ fn ahead(tools: &Iptables) -> Vec<String> {
             && family != "inet"
             && (table, chain) == ("nat", "POSTROUTING")
     };
-    nft::ahead(SRCNAT, ours).unwrap_or_default()
+    picture::ahead(SRCNAT, ours).unwrap_or_default()
 }
 
 /// Puts sets, then rules in place. The sets are full before the first rule looks

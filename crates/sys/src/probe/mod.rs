@@ -8,6 +8,7 @@
 //! stand in the proxy's place for well under a millisecond; where a proxy already
 //! runs, it is the one that must accept.
 
+mod ambient;
 mod arrival;
 mod endpoint;
 mod report;
@@ -15,6 +16,7 @@ mod scratch;
 mod target;
 mod users;
 
+pub use ambient::{AmbientInside, Ports, ambient_inside};
 pub use report::{Finding, Outcome, ProbeError, Report, Way};
 pub use scratch::{ScratchError, scratch};
 

@@ -15,6 +15,16 @@ pub enum Way {
     Loopback,
     /// From the node to the pod.
     Arrival,
+    /// From an application of an ambient pod to a DNS server, by TCP.
+    Dns,
+    /// The same by UDP.
+    Query,
+    /// From ztunnel to somewhere else, which must not come back to it.
+    Ztunnel,
+    /// From ztunnel to an application of the pod, whose answer must.
+    Reply,
+    /// From kubelet to the pod, past ztunnel.
+    Kubelet,
 }
 
 impl fmt::Display for Way {
@@ -23,6 +33,11 @@ impl fmt::Display for Way {
             Self::Outbound => "outbound",
             Self::Loopback => "loopback",
             Self::Arrival => "inbound",
+            Self::Dns => "DNS (TCP)",
+            Self::Query => "DNS (UDP)",
+            Self::Ztunnel => "ztunnel's own",
+            Self::Reply => "reply",
+            Self::Kubelet => "kubelet's",
         })
     }
 }
@@ -111,6 +126,21 @@ pub enum ProbeError {
         port: u16,
         /// What happened instead.
         what: String,
+    },
+    /// A connection that must not be captured was.
+    #[error(
+        "{way} {} connection to {target} must pass and is sent to port {port}",
+        family_name(*family)
+    )]
+    Caught {
+        /// The way it took.
+        way: Way,
+        /// Its family.
+        family: Family,
+        /// Where it was meant to go.
+        target: SocketAddr,
+        /// Where it went.
+        port: u16,
     },
     /// Whose ids count in the namespace is not to be found out.
     #[error("find the owner of the network namespace")]

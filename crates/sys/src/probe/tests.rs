@@ -429,7 +429,7 @@ fn without_the_right_to_other_ids_less_is_proved_and_nothing_fails() {
                 assert_eq!(finding.outcome, Outcome::NotProved(FORBIDDEN.to_owned()));
             }
             // Another matter: the connection comes from the node.
-            Way::Arrival => {}
+            _ => {}
         }
     }
     assert!(!found.is_complete());

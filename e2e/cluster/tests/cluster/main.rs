@@ -5,6 +5,9 @@
 
 mod churn;
 mod life;
+mod outage;
+mod removal;
+mod rights;
 mod serve;
 
 use e2e_cluster::suite;
@@ -19,5 +22,13 @@ fn main() -> ExitCode {
         ("cluster_upgrade_while_pods_start", life::upgrades),
         ("cluster_rights_are_lost_and_given_back", life::rights_are_lost),
         ("cluster_tokens_end_and_are_renewed", life::tokens_end),
+        ("cluster_api_server_is_away", outage::api_is_away),
+        ("cluster_node_restarts", outage::node_restarts),
+        ("cluster_uninstall_by_helm", removal::by_helm),
+        ("cluster_uninstall_without_hooks", removal::by_helm_without_hooks),
+        ("cluster_uninstall_namespace_first", removal::by_namespace),
+        ("cluster_uninstall_daemonset_first", removal::by_daemonset),
+        ("cluster_rights_are_those_that_are_used", rights::fit),
+        ("cluster_plain_yaml_without_helm", removal::without_helm),
     ])
 }

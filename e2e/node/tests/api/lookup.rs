@@ -110,6 +110,43 @@ fn a_successor_is_not_its_predecessor() {
     assert!(text.contains("the second"), "{text}");
 }
 
+/// A runtime that does not tell uids, and a pod that is made anew while its predecessor
+/// is asked for: the answer about that one decides nothing.
+#[test]
+fn no_answer_counts_that_is_older_than_the_question() {
+    let mut stage = Stage::bare("older");
+    stage.server.fail(Rule::from(Fault::Hang).on("watch"));
+    stage.start(&[]);
+    let first = stage.publish(plain("web-0"));
+    // As it was when it was asked for, some time later.
+    let (before, pause) = (first.clone(), std::time::Duration::from_millis(800));
+    let late = Fault::lie(move |object| {
+        std::thread::sleep(pause);
+        *object = before.clone();
+    });
+    stage.server.fail(Rule::from(late).on("get").of("pods").times(1));
+    let nameless = |manifest: &serde_json::Value| {
+        let mut pod = stage.cluster.sandbox(manifest).unwrap();
+        pod.attachment.args.retain(|(key, _)| key != "K8S_POD_UID");
+        stage.attach(&mut pod)
+    };
+    let second = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| stage.add(&first).1);
+        stage.eventually("it is asked for", || stage.server.count("get", "pods") == 1);
+        stage.server.remove("pods", NAMESPACE, "web-0");
+        let mut second = mesh("web-0");
+        second["metadata"]["uid"] = json!("the second");
+        let second = stage.publish(second);
+        assert!(nameless(&second).is_captured());
+        assert!(asked.join().unwrap().is_left_alone());
+        second
+    });
+    assert_eq!(stage.server.count("get", "pods"), 2);
+    // What was answered last is what the first pod was. It is asked for once more.
+    assert!(nameless(&second).is_captured());
+    assert_eq!(stage.server.count("get", "pods"), 3);
+}
+
 #[test]
 fn a_name_alone_is_enough_only_for_a_pod_that_is_about_to_start() {
     let stage = Stage::synced("nameless", &[]);

@@ -5,7 +5,8 @@ use crate::pod::{Kind, Subject};
 use crate::stage::Stage;
 use e2e_node::api;
 use e2e_node::host::PRIMARY;
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -71,7 +72,7 @@ impl Fault {
             Self::AgentKilled => stage.kill(),
             Self::DiskFull => stage.disks.iter().for_each(|disk| disk.fill().unwrap()),
             Self::RunWiped => {
-                std::fs::remove_dir_all(stage.run_dir()).unwrap();
+                wipe(&stage.run_dir());
                 running.iter_mut().for_each(|subject| subject.record_lost = true);
             }
             Self::ConflistRewritten => {
@@ -85,10 +86,7 @@ impl Fault {
     /// While the agent is away it goes on.
     pub(crate) fn go_on(self, stage: &Stage) {
         match self {
-            Self::RunWiped => match std::fs::remove_dir_all(stage.run_dir()) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
-                _ => {}
-            },
+            Self::RunWiped => wipe(&stage.run_dir()),
             Self::ClockJump => stage.clock.as_ref().unwrap().set(-20 * YEAR),
             Self::DiskFull => stage.disks.iter().for_each(|disk| disk.fill().unwrap()),
             _ => {}
@@ -146,6 +144,18 @@ impl Fault {
     }
 }
 
+/// An agent that runs may write at the same time.
+pub(crate) fn wipe(directory: &Path) {
+    for _ in 0..100 {
+        match std::fs::remove_dir_all(directory) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{error}"),
+            _ => return,
+        }
+    }
+    panic!("{} cannot be emptied", directory.display());
+}
+
 /// Another product that writes its own configuration.
 #[derive(Debug)]
 pub(crate) struct Rewriter {
@@ -198,7 +208,7 @@ impl Drop for Rewriter {
 }
 
 /// As products do it: renamed into place, in place in two pieces, or removed first.
-fn write(path: &PathBuf, text: &str, number: usize) {
+fn write(path: &Path, text: &str, number: usize) {
     match number % 3 {
         0 => {
             let part = path.with_extension("part");

@@ -14,6 +14,7 @@ mod fault;
 mod figure;
 mod moment;
 mod pod;
+mod reboot;
 mod skew;
 mod stage;
 mod token;
@@ -21,29 +22,27 @@ mod token;
 use fault::Fault;
 use moment::Moment;
 use stage::Stage;
+use std::time::Instant;
 
 /// A row of the matrix, on a node of its own.
 fn row(fault: Fault) {
     let mut stage = Stage::set(fault);
     for moment in Moment::ALL {
+        let begun = Instant::now();
         let seen = moment::cell(&mut stage, fault, moment);
-        println!("{:<18} x {:<8} {seen}", fault.name(), moment.name());
+        let took = begun.elapsed().as_secs_f32();
+        println!("{:<18} x {:<8} {seen}; {took:.1} s in all", fault.name(), moment.name());
     }
 }
 
+/// These mostly wait, so they do it together.
 #[test]
-fn api_down() {
-    row(Fault::ApiDown);
-}
-
-#[test]
-fn api_forbidden() {
-    row(Fault::ApiForbidden);
-}
-
-#[test]
-fn api_slow() {
-    row(Fault::ApiSlow);
+fn api_down_forbidding_and_slow() {
+    std::thread::scope(|scope| {
+        for fault in [Fault::ApiDown, Fault::ApiForbidden, Fault::ApiSlow] {
+            scope.spawn(move || row(fault));
+        }
+    });
 }
 
 #[test]

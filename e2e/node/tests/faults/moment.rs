@@ -114,7 +114,6 @@ pub(crate) fn cell(stage: &mut Stage, fault: Fault, moment: Moment) -> Seen {
     running.iter_mut().chain(&mut subjects).for_each(|subject| subject.look(stage));
 
     fault.end(stage);
-    stage.await_ready();
     for (subject, meanwhile) in subjects.iter_mut().zip(&meanwhile) {
         stage.eventually("everybody starts when the fault is over", || {
             if !subject.started {
@@ -124,6 +123,8 @@ pub(crate) fn cell(stage: &mut Stage, fault: Fault, moment: Moment) -> Seen {
         });
         seen.note(subject, *meanwhile);
     }
+    // After them: what they ask for tells the agent that its API server is back.
+    stage.await_ready();
     running.append(&mut subjects);
     running.iter_mut().for_each(|subject| subject.look(stage));
     check::whole(stage, &running);
@@ -163,10 +164,10 @@ fn settled(stage: &Stage) -> Vec<Subject> {
     running
 }
 
-/// One ADD each, all at once.
-fn batch(stage: &Stage, subjects: &mut [Subject]) {
+/// One ADD each for those that have not started, all at once.
+pub(crate) fn batch(stage: &Stage, subjects: &mut [Subject]) {
     std::thread::scope(|scope| {
-        for subject in subjects {
+        for subject in subjects.iter_mut().filter(|subject| !subject.started) {
             scope.spawn(|| subject.add(stage));
         }
     });

@@ -64,16 +64,20 @@ impl Subject {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let what = if kind.mesh { "mesh" } else { "plain" };
-        let name = format!("{what}-{number}");
+        Self::named(stage, kind, NAMESPACE, &format!("{what}-{number}"))
+    }
+
+    /// The same by a name.
+    pub(crate) fn named(stage: &Stage, kind: Kind, namespace: &str, name: &str) -> Self {
         let mut manifest = if kind.mesh {
-            sidecar_pod(NAMESPACE, &name, &json!({}), &[])
+            sidecar_pod(namespace, name, &json!({}), &[])
         } else {
-            plain_pod(NAMESPACE, &name)
+            plain_pod(namespace, name)
         };
         manifest["spec"]["nodeName"] = json!(NODE_NAME);
         stage.server.put(manifest.clone()).unwrap();
         let scratch = stage.cluster.node.host.scratch();
-        let sandbox = Namespace::create(scratch, &format!("sandbox-{number}")).unwrap();
+        let sandbox = Namespace::create(scratch, &format!("{namespace}-{name}")).unwrap();
         let mut pod = stage.cluster.pod_in(&manifest, sandbox).unwrap();
         if kind.hints {
             let said = annotations(&manifest);
@@ -81,6 +85,7 @@ impl Subject {
         }
         let refusal = String::new();
         let (started, record_lost) = (false, false);
+        let name = name.to_owned();
         Self { kind, name, pod, started, first: None, refusal, record_lost, proxy: None }
     }
 

@@ -3,9 +3,9 @@
 use super::backoff::Backoff;
 use super::client::{Api, Verb};
 use super::error::ApiError;
-use super::object::PodName;
+use super::object::{PodName, Seen};
 use http::Request;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -28,8 +28,8 @@ pub(super) enum Target {
 /// How a request ended.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
-    /// The object is in the store.
-    Found,
+    /// The object is in the store; a pod is this one.
+    Found(Option<Arc<Seen>>),
     /// There is none.
     Absent,
     /// Nobody knows.
@@ -37,18 +37,31 @@ pub(super) enum Outcome {
 }
 
 /// A request that is under way, or has just ended.
-#[derive(Debug, Default)]
-pub(super) struct Flight(Mutex<Option<Outcome>>);
+#[derive(Debug)]
+pub(super) struct Flight {
+    begun: Instant,
+    outcome: Mutex<Option<Outcome>>,
+}
 
 impl Flight {
+    /// It begins now.
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), outcome: Mutex::default() }
+    }
+
+    /// Its answer is not older than this moment.
+    pub(super) fn is_since(&self, moment: Instant) -> bool {
+        self.begun >= moment
+    }
+
     /// How it ended, if it has.
     pub(super) fn outcome(&self) -> Option<Outcome> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// It has ended.
     pub(super) fn land(&self, outcome: Outcome) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
     }
 }
 

@@ -34,6 +34,8 @@ impl Kubernetes {
     ) -> Result<Found, Missing> {
         let name = PodName { namespace: wanted.namespace.to_owned(), name: wanted.name.to_owned() };
         let inner = self.store.lock();
+        // The name alone may be the pod's before: no answer from before this moment counts.
+        let since = wanted.uid.is_empty().then(tokio::time::Instant::now);
         let mut fresh = false;
         let (mut inner, missing) = match known(&inner, &name, wanted.uid, fresh) {
             Known::Pod(pod) => return self.found(inner, &pod, until),
@@ -41,11 +43,15 @@ impl Kubernetes {
         };
         let asked = Target::Pod(name.clone());
         let outcome;
-        (inner, outcome) = self.ask(inner, &asked, until, |inner| {
+        (inner, outcome) = self.ask(inner, &asked, until, since, |inner| {
             matches!(known(inner, &name, wanted.uid, false), Known::Pod(_))
         });
         match outcome {
-            None | Some(Outcome::Found) => fresh = true,
+            // By now the store may have another one's older answer again.
+            Some(Outcome::Found(Some(pod))) if since.is_some() => {
+                return self.found(inner, &pod, until);
+            }
+            None | Some(Outcome::Found(_)) => fresh = true,
             Some(Outcome::Absent) => {}
             Some(Outcome::Failed(why)) => return Err(Missing::Unreachable(why)),
         }
@@ -82,7 +88,7 @@ impl Kubernetes {
             let target = Target::Namespace(name.to_owned());
             let outcome;
             (inner, outcome) =
-                self.ask(inner, &target, until, |inner| inner.namespace(name).is_some());
+                self.ask(inner, &target, until, None, |inner| inner.namespace(name).is_some());
             if let Some(Outcome::Failed(why)) = outcome {
                 // Whether it decides is the caller's to say, who refuses then.
                 tracing::warn!(ns = name, reason = why, "labels of a namespace are not known");
@@ -92,18 +98,20 @@ impl Kubernetes {
         Ok(Found { pod: pod.facts.clone(), namespace, doubt: None })
     }
 
-    /// Asks the API server, together with everyone else who wants the same. `None`
-    /// when `enough` holds before there was an answer.
+    /// Asks the API server, together with everyone else who wants the same, or who
+    /// does so `since` a moment. `None` when `enough` holds before there was an answer.
     fn ask<'a>(
         self: &'a Arc<Self>,
         mut inner: MutexGuard<'a, Inner>,
         target: &Target,
         until: Instant,
+        since: Option<tokio::time::Instant>,
         enough: impl Fn(&Inner) -> bool,
     ) -> (MutexGuard<'a, Inner>, Option<Outcome>) {
         let begun = Instant::now();
         loop {
-            let (flight, own) = match inner.flights.get(target) {
+            let counts = |flight: &&Arc<Flight>| since.is_none_or(|since| flight.is_since(since));
+            let (flight, own) = match inner.flights.get(target).filter(counts) {
                 Some(flight) => (Arc::clone(flight), false),
                 None => (self.launch(&mut inner, target.clone(), until), true),
             };
@@ -122,14 +130,14 @@ impl Kubernetes {
                 inner = self.store.wait(inner, until);
             };
             // Somebody else's question, with less time or from before this pod was.
-            if own || matches!(outcome, Outcome::Found) || Instant::now() >= until {
+            if own || matches!(outcome, Outcome::Found(_)) || Instant::now() >= until {
                 return (inner, Some(outcome));
             }
         }
     }
 
     fn launch(self: &Arc<Self>, inner: &mut Inner, target: Target, until: Instant) -> Arc<Flight> {
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(Flight::new());
         inner.flights.insert(target.clone(), Arc::clone(&flight));
         let landing = Landing {
             store: Arc::clone(&self.store),
@@ -161,8 +169,7 @@ impl Kubernetes {
         match target {
             Target::Pod(asked) => match object::pod(&json, &self.scope) {
                 Decoded::Object((name, seen)) if name == *asked => {
-                    self.store.put_pod(name, seen);
-                    Outcome::Found
+                    Outcome::Found(Some(self.store.put_asked(name, seen)))
                 }
                 Decoded::Object((name, _)) => unusable(&format!("it is pod {name}")),
                 Decoded::Foreign => unusable(&format!(
@@ -174,7 +181,7 @@ impl Kubernetes {
             Target::Namespace(asked) => match object::namespace(&json) {
                 Decoded::Object((name, labels)) if name == *asked => {
                     self.store.put_namespace(name, labels);
-                    Outcome::Found
+                    Outcome::Found(None)
                 }
                 Decoded::Object((name, _)) => unusable(&format!("it is namespace {name}")),
                 Decoded::Foreign => unusable("it is of another node"),
@@ -195,7 +202,10 @@ struct Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         let mut inner = self.store.lock();
-        inner.flights.remove(&self.target);
+        // A later one may have taken its place.
+        if inner.flights.get(&self.target).is_some_and(|last| Arc::ptr_eq(last, &self.flight)) {
+            inner.flights.remove(&self.target);
+        }
         self.flight.land(self.outcome.clone());
         drop(inner);
         self.store.wake();
@@ -212,7 +222,11 @@ fn known(inner: &Inner, name: &PodName, uid: &str, fresh: bool) -> Known {
         Seen::Usable(pod) if !uid.is_empty() && !pod.has_uid(uid) => {
             Known::No(Missing::OtherUid(pod.facts.uid.clone().unwrap_or_default()))
         }
-        Seen::Usable(pod) if uid.is_empty() && !fresh && may_be_the_one_before(inner, pod) => {
+        Seen::Usable(pod)
+            if uid.is_empty()
+                && !fresh
+                && (inner.was_asked_for(name) || may_be_the_one_before(inner, pod)) =>
+        {
             Known::No(Missing::Unknown)
         }
         Seen::Usable(_) => Known::Pod(Arc::clone(seen)),

@@ -9,7 +9,7 @@ use super::changes::{Changes, Queue};
 use super::flight::{Flight, Target};
 use super::object::{Labels, NodePod, PodName, Seen};
 use redirect::pod::Namespace;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -27,6 +27,8 @@ pub(super) struct Inner {
     namespaces: Table<Box<str>, Labels>,
     /// Direct requests that are under way.
     pub(super) flights: HashMap<Target, Arc<Flight>>,
+    /// Pods that are as a direct request found them; the watch has not told since.
+    asked: HashSet<PodName>,
     /// Why the watch of pods is not up to date; `None` while it is.
     pub(super) behind: Option<String>,
     queues: Vec<Follower>,
@@ -89,6 +91,11 @@ impl Inner {
     /// A pod by name.
     pub(super) fn pod(&self, name: &PodName) -> Option<&Arc<Seen>> {
         self.pods.objects.get(name).map(|(seen, _)| seen)
+    }
+
+    /// What is known of the pod is not from the watch.
+    pub(super) fn was_asked_for(&self, name: &PodName) -> bool {
+        self.asked.contains(name)
     }
 
     /// A namespace's labels.
@@ -189,12 +196,29 @@ impl Store {
         self.lock().pods.generation += 1;
     }
 
-    /// A pod is so.
+    /// A pod is so, by the watch.
     pub(super) fn put_pod(&self, name: PodName, seen: Seen) {
         let mut inner = self.lock();
-        if inner.pods.put(name.clone(), Arc::new(seen)) {
+        let confirmed = inner.asked.remove(&name);
+        self.put(inner, name, Arc::new(seen), confirmed);
+    }
+
+    /// A pod was so when it was asked for.
+    pub(super) fn put_asked(&self, name: PodName, seen: Seen) -> Arc<Seen> {
+        let seen = Arc::new(seen);
+        let mut inner = self.lock();
+        inner.asked.insert(name.clone());
+        self.put(inner, name, Arc::clone(&seen), false);
+        seen
+    }
+
+    fn put(&self, mut inner: MutexGuard<'_, Inner>, name: PodName, seen: Arc<Seen>, tell: bool) {
+        let changed = inner.pods.put(name.clone(), seen);
+        if changed {
             inner.announce(&name);
-            drop(inner);
+        }
+        drop(inner);
+        if changed || tell {
             self.wake();
         }
     }
@@ -205,6 +229,7 @@ impl Store {
         let same = inner.pod(name).is_some_and(|known| uid(known) == uid(seen));
         if same {
             inner.pods.objects.remove(name);
+            inner.asked.remove(name);
             inner.announce(name);
         }
     }
@@ -213,6 +238,7 @@ impl Store {
     pub(super) fn end_pods(&self) {
         let mut inner = self.lock();
         for name in inner.pods.sweep() {
+            inner.asked.remove(&name);
             inner.announce(&name);
         }
     }

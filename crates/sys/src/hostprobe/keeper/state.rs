@@ -22,6 +22,7 @@ use std::io::{PipeReader, Read};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -77,9 +78,8 @@ impl<'a> State<'a> {
         // It matters only where kubelet is outside of ours, and then it is the reason.
         let namespace = namespace.err().map(|error| trial::said(&error));
         let mut sources = config.sources;
-        let no_tool = |tools: &std::sync::Arc<crate::iptables::Iptables>| {
-            tools.host_tools(Family::V6).is_empty()
-        };
+        let no_tool =
+            |tools: &Arc<crate::iptables::Iptables>| tools.host_tools(Family::V6).is_empty();
         let tools = match &config.programmer {
             Programmer::Iptables(tools) => Some(tools),
             Programmer::Nftables => None,
@@ -117,7 +117,29 @@ impl<'a> State<'a> {
         state.watch_parent();
         state.tell(Event::Kubelet(state.kubelet.clone()));
         state.check(Cause::Start, now)?;
+        state.adopt()?;
         Ok(state)
+    }
+
+    /// Takes over what an agent with the other dialect left: its elements, then its
+    /// rules go.
+    fn adopt(&mut self) -> Result<(), HostError> {
+        let other = match (&self.config.programmer, &self.config.tools) {
+            (Programmer::Iptables(_), _) => Programmer::Nftables,
+            (Programmer::Nftables, Some(tools)) => Programmer::Iptables(Arc::clone(tools)),
+            (Programmer::Nftables, None) => return Ok(()),
+        };
+        let rules = self.rules();
+        // A kernel without the other dialect has nothing of it.
+        let Ok(Observed { present, elements, .. }) = other.observe(&rules) else { return Ok(()) };
+        if !present && elements.is_empty() {
+            return Ok(());
+        }
+        self.update(&rules, &Change { add: elements, remove: BTreeSet::new() })?;
+        if let Err(errors) = other.remove() {
+            errors.into_iter().for_each(|error| self.tell(Event::Failed(error)));
+        }
+        Ok(())
     }
 
     pub(super) fn tell(&self, event: Event) {

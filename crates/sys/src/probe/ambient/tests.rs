@@ -1,0 +1,277 @@
+use super::*;
+use crate::backend::Backend;
+use crate::iptables::Iptables;
+use crate::netns::{Netns, within};
+use crate::nftables::Nftables;
+use crate::process::Command;
+use redirect::ambient::{PROBE_V4, PROBE_V6};
+use redirect::compile::ambient;
+use redirect::desired::{Action, ChainKind, Desired, Form, Match, TableKind};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+/// A node and a pod behind a veth pair.
+struct World {
+    node: Netns,
+    pod: Netns,
+}
+
+fn ip(batch: &str) {
+    Command::new("/usr/sbin/ip").args(["-batch", "-"]).stdin(batch.as_bytes()).run().unwrap();
+}
+
+fn addresses() -> Vec<IpAddr> {
+    ["10.8.0.2", "fd08::2"].iter().map(|a| a.parse().unwrap()).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self { node: Netns::create().unwrap(), pod: Netns::create().unwrap() };
+        let pod = format!("/proc/{}/fd/{}", std::process::id(), world.pod.as_fd().as_raw_fd());
+        within(&world.node, || {
+            ip(&format!(
+                "link set lo up\n\
+                 link add veth0 type veth peer name eth0 netns {pod}\n\
+                 link set veth0 up\n\
+                 address add 10.8.0.1/24 dev veth0\n\
+                 address add fd08::1/64 dev veth0 nodad\n"
+            ));
+        })
+        .unwrap();
+        within(&world.pod, || {
+            ip("link set lo up\nlink set eth0 up\n\
+                address add 10.8.0.2/24 dev eth0\n\
+                address add fd08::2/64 dev eth0 nodad\n\
+                route add default via 10.8.0.1\n\
+                route add default via fd08::1\n");
+        })
+        .unwrap();
+        world.wait_until_reached();
+        world
+    }
+
+    /// See the sidecar's tests: a new link takes its time.
+    fn wait_until_reached(&self) {
+        let end = Instant::now() + Duration::from_secs(20);
+        for address in addresses() {
+            let answers = || {
+                let dialled = TcpStream::connect_timeout(
+                    &SocketAddr::new(address, 9),
+                    Duration::from_secs(3),
+                );
+                dialled.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+            };
+            while !within(&self.node, answers).unwrap() {
+                assert!(Instant::now() < end, "the node does not reach {address}");
+            }
+        }
+    }
+
+    fn apply(&self, backend: &dyn Backend, want: &Desired) {
+        within(&self.pod, || backend.apply(want, None).unwrap()).unwrap();
+    }
+
+    fn prove(&self, plan: &AmbientPlan, ports: Ports) -> Result<Report, ProbeError> {
+        let inside = within(&self.pod, || ambient_inside(plan, &addresses(), ports)).unwrap()?;
+        within(&self.node, || inside.finish()).unwrap()
+    }
+}
+
+fn plan() -> AmbientPlan {
+    AmbientPlan {
+        ipv6: Ipv6::Present,
+        inbound: true,
+        dns: true,
+        virtual_interfaces: Vec::new(),
+        probe_v4: PROBE_V4,
+        probe_v6: PROBE_V6,
+        probe_ports: ProbePorts::Any,
+    }
+}
+
+fn ours(plan: &AmbientPlan) -> Desired {
+    ambient(plan, Form::Sluice)
+}
+
+const WAYS: [Way; 7] =
+    [Way::Outbound, Way::Dns, Way::Query, Way::Ztunnel, Way::Reply, Way::Arrival, Way::Kubelet];
+
+fn outcome(report: &Report, way: Way, family: Family) -> &Outcome {
+    let found = report.findings.iter().find(|f| f.way == way && f.family == family);
+    &found.unwrap_or_else(|| panic!("{way} {family:?}: not in {report}")).outcome
+}
+
+fn assert_all_proved(report: &Report) {
+    for way in WAYS {
+        for family in [Family::V4, Family::V6] {
+            let outcome = outcome(report, way, family);
+            assert!(matches!(outcome, Outcome::Proved(_)), "{way} {family:?}: {report}");
+        }
+    }
+}
+
+#[test]
+fn every_way_is_proved_before_ztunnel_is_there() {
+    let iptables = Iptables::detect().unwrap();
+    for backend in [&Nftables::new() as &dyn Backend, &iptables] {
+        for ports in [ProbePorts::Any, ProbePorts::Only(vec![8080])] {
+            let plan = AmbientPlan { probe_ports: ports, ..plan() };
+            let world = World::new();
+            world.apply(backend, &ours(&plan));
+            let start = Instant::now();
+            let report = world.prove(&plan, Ports::Ours).unwrap();
+            println!("{}: {:?}", backend.kind(), start.elapsed());
+            assert_all_proved(&report);
+            let left = within(&world.pod, || crate::conntrack::entries().unwrap()).unwrap();
+            let half: Vec<_> = left.iter().filter(|e| e.is_half()).collect();
+            assert!(half.is_empty(), "{half:?}");
+        }
+    }
+}
+
+/// Listeners of ztunnel that count what they accept.
+fn ztunnel(world: &World) -> Vec<TcpListener> {
+    within(&world.pod, || {
+        let mut all = Vec::new();
+        for port in [15001, 15006, 15053] {
+            // One listener of both families, as ztunnel has it.
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            all.push(listener);
+        }
+        all
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_ztunnel_that_listens_hears_nothing_of_it() {
+    let world = World::new();
+    world.apply(&Nftables::new(), &ours(&plan()));
+    let listeners = ztunnel(&world);
+    let report = world.prove(&plan(), Ports::Ztunnels).unwrap();
+    for way in [Way::Outbound, Way::Dns, Way::Arrival] {
+        for family in [Family::V4, Family::V6] {
+            let outcome = outcome(&report, way, family);
+            assert!(matches!(outcome, Outcome::Accepted(_)), "{way} {family:?}: {report}");
+        }
+    }
+    for listener in &listeners {
+        let heard = listener.accept().map_err(|error| error.kind());
+        assert_eq!(heard.unwrap_err(), std::io::ErrorKind::WouldBlock);
+    }
+    // And without it.
+    drop(listeners);
+    within(&world.pod, || {
+        // A program that another test starts has them until it runs.
+        let end = Instant::now() + Duration::from_secs(20);
+        for port in [15001, 15006, 15053] {
+            while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                assert!(Instant::now() < end, "port {port} is still open");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    })
+    .unwrap();
+    let report = world.prove(&plan(), Ports::Ztunnels).unwrap();
+    for way in [Way::Outbound, Way::Dns, Way::Arrival] {
+        let outcome = outcome(&report, way, Family::V4);
+        assert!(matches!(outcome, Outcome::NotProved(_)), "{way}: {report}");
+    }
+    assert!(!report.is_complete());
+}
+
+#[test]
+fn a_real_connection_waits_for_ztunnel_and_is_not_lost() {
+    let world = World::new();
+    world.apply(&Nftables::new(), &ours(&plan()));
+    within(&world.pod, || {
+        let ours = Listener::open(Family::V4, OUTBOUND_PORT).unwrap();
+        ours.admit(1).unwrap();
+        let client = std::thread::spawn(|| TcpStream::connect("192.0.2.1:443").map(drop));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!client.is_finished(), "neither accepted nor refused");
+        drop(ours);
+        let ztunnel = TcpListener::bind((Ipv4Addr::UNSPECIFIED, OUTBOUND_PORT)).unwrap();
+        // By the retransmission.
+        ztunnel.accept().unwrap();
+        client.join().unwrap().unwrap();
+    })
+    .unwrap();
+}
+
+/// `want` without what an edit takes away.
+fn edited(edit: impl Fn(TableKind, ChainKind, &redirect::desired::Rule) -> bool) -> Desired {
+    let mut want = ours(&plan());
+    for table in &mut want.tables {
+        for chain in &mut table.chains {
+            let (table, kind) = (table.kind, chain.kind);
+            chain.rules.retain(|rule| !edit(table, kind, rule));
+        }
+    }
+    want
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    use ChainKind::{Arrival, Output, OutputHook, Prerouting};
+    use TableKind::{Mangle, Nat};
+    let to = |rule: &redirect::desired::Rule, port| rule.action == Action::Redirect(port);
+    let udp = Match::Proto(redirect::desired::Proto::Udp);
+    let is_udp = |rule: &redirect::desired::Rule| rule.matches.contains(&udp);
+    type Edit<'a> = Box<dyn Fn(TableKind, ChainKind, &redirect::desired::Rule) -> bool + 'a>;
+    let cases: [(Way, Edit<'_>); 7] = [
+        (Way::Outbound, Box::new(|t, c, _| (t, c) == (Nat, OutputHook))),
+        (Way::Outbound, Box::new(|_, _, rule| to(rule, 15001))),
+        (Way::Dns, Box::new(|_, c, rule| c == Output && to(rule, 15053) && !is_udp(rule))),
+        (Way::Query, Box::new(|_, c, rule| c == Output && to(rule, 15053) && is_udp(rule))),
+        (Way::Arrival, Box::new(|t, c, _| (t, c) == (Nat, Prerouting))),
+        (Way::Reply, Box::new(|t, c, _| (t, c) == (Mangle, OutputHook))),
+        (Way::Kubelet, Box::new(|_, c, rule| c == Arrival && rule.action == Action::Accept)),
+    ];
+    for (way, edit) in cases {
+        let world = World::new();
+        world.apply(&Nftables::new(), &edited(edit));
+        let error = world.prove(&plan(), Ports::Ours).unwrap_err();
+        match &error {
+            ProbeError::Escaped { way: found, .. } | ProbeError::Caught { way: found, .. } => {
+                assert_eq!(*found, way, "{error}");
+            }
+            other => panic!("{way}: {other}"),
+        }
+        println!("{error}");
+    }
+    // ztunnel's own traffic in a circle: the rule without its condition.
+    let mut circle = ours(&plan());
+    for chain in circle.tables.iter_mut().flat_map(|t| &mut t.chains).filter(|c| c.kind == Output) {
+        for rule in chain.rules.iter_mut().filter(|rule| to(rule, 15001)) {
+            rule.matches.retain(|m| !matches!(m, Match::Mark(_)));
+        }
+    }
+    let world = World::new();
+    world.apply(&Nftables::new(), &circle);
+    let error = world.prove(&plan(), Ports::Ours).unwrap_err();
+    assert!(matches!(error, ProbeError::Caught { way: Way::Ztunnel, port: 15001, .. }), "{error}");
+}
+
+#[test]
+fn replies_without_their_route_are_missed() {
+    let world = World::new();
+    world.apply(&Nftables::new(), &ours(&plan()));
+    within(&world.pod, || crate::routing::remove(&crate::routing::everything()).unwrap()).unwrap();
+    let error = world.prove(&plan(), Ports::Ours).unwrap_err();
+    assert!(matches!(error, ProbeError::Escaped { way: Way::Reply, .. }), "{error}");
+}
+
+#[test]
+fn what_the_plan_leaves_is_not_proved() {
+    let plan = AmbientPlan { dns: false, inbound: false, ipv6: Ipv6::Absent, ..plan() };
+    let world = World::new();
+    world.apply(&Nftables::new(), &ours(&plan));
+    let report = world.prove(&plan, Ports::Ours).unwrap();
+    assert!(report.is_complete(), "{report}");
+    assert!(matches!(outcome(&report, Way::Arrival, Family::V4), Outcome::NotCaptured(_)));
+    assert!(report.findings.iter().all(|f| f.family == Family::V4), "{report}");
+    assert!(matches!(outcome(&report, Way::Outbound, Family::V4), Outcome::Proved(_)));
+}
