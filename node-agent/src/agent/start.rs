@@ -12,6 +12,7 @@ use crate::health::Health;
 use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
 use crate::metrics::{Metrics, Served};
+use crate::operator::{Desk, Known, OperatorSocket};
 use crate::record::Records;
 use crate::repair::{self, place};
 use crate::responder::Responder;
@@ -137,6 +138,15 @@ async fn serve(
     let log_socket = LogSocket::bind(&run_dir)?;
     let (backend, records) = (Arc::new(backend), Arc::new(Records::open(&run_dir)?));
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
+    let operator_socket = OperatorSocket::bind(&run_dir)?;
+    let known = Known::of_agent(
+        Arc::clone(&records),
+        config.clone(),
+        ambient.clone(),
+        Arc::clone(&hosts),
+        Arc::clone(&backend),
+    );
+    let (shown, own_backend) = (source.clone(), Arc::clone(&backend));
     let (looked_at, followed) = (source.clone(), source.clone());
     let node = ambient.map(|options| Node {
         source: source.clone(),
@@ -154,6 +164,17 @@ async fn serve(
     if let Some(ambient) = &ambient {
         agent.serve_ambient(Arc::clone(ambient));
     }
+    let counted = Arc::clone(&agent);
+    let desk = Desk {
+        known,
+        source: shown,
+        backend: own_backend,
+        health: Arc::clone(&health),
+        ambient: ambient.clone(),
+        escaped: Box::new(move || counted.escaped()),
+        started: std::time::Instant::now(),
+    };
+    let operator_socket = tokio::spawn(operator_socket.run(Arc::new(desk)));
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
     let counted = Arc::clone(&agent);
     let escaped = move || counted.escaped();
@@ -189,9 +210,11 @@ async fn serve(
     if let Some(installation) = installation {
         installation.stop().await;
     }
-    log_socket.abort();
-    // Its socket's file goes when the task has.
-    let _ = log_socket.await;
+    for socket in [log_socket, operator_socket] {
+        socket.abort();
+        // Its socket's file goes when the task has.
+        let _ = socket.await;
+    }
     served
 }
 

@@ -5,6 +5,7 @@ use super::annotate::{Written, annotate};
 use super::figures::{self, Figures};
 use super::find::{self, Recalled, Search};
 use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Outcomes, Work};
+use super::look::Look;
 use super::node::{Node, id};
 use super::probes::Probes;
 use super::program;
@@ -45,6 +46,10 @@ pub(super) enum Input {
     Peer(server::Event),
     /// A job has ended.
     Done(Key, Outcomes),
+    /// Somebody wants to see how things are.
+    Look(SyncSender<Look>),
+    /// The operator wants every pod un-enrolled.
+    Drain,
 }
 
 /// A request of the plugin.
@@ -195,6 +200,12 @@ impl Driver {
                 }
             }
             Input::Done(key, outcomes) => self.done(&key, outcomes),
+            // Who asked may be gone.
+            Input::Look(reply) => drop(reply.try_send(Look::take(&self.machine, &self.figures))),
+            Input::Drain => {
+                tracing::warn!("the operator un-enrols every ambient pod of this node");
+                self.feed(Event::Drain);
+            }
         }
     }
 

@@ -226,6 +226,15 @@ pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceErro
     Ok(own.find_map(|(process, _)| enter(&process, id)))
 }
 
+/// A process of each namespace that one is in.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub(crate) fn occupied(root: &Path) -> Result<HashMap<NetnsId, PathBuf>, PlaceError> {
+    let all = processes(root)?.into_iter();
+    Ok(all.map(|(process, id)| (id, process.join("ns/net"))).collect())
+}
+
 /// All processes with their namespaces. One that ends while it is looked at is passed
 /// over, as are the kernel's threads.
 fn processes(root: &Path) -> Result<Vec<(PathBuf, NetnsId)>, PlaceError> {
