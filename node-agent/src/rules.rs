@@ -25,7 +25,7 @@ use std::path::Path;
 /// Names the file, the field and the value that is wrong.
 pub(crate) fn rules(args: &RulesArgs) -> Result<String> {
     let plan = match (&args.pod, &args.case) {
-        (Some(path), _) => AnyPlan::Sidecar(of_pod(args, &input::pod(path)?.0, path)?),
+        (Some(path), _) => of_pod(args, &input::pod(path)?.0, path).map(AnyPlan::sidecar)?,
         (None, Some(path)) => of_case(args, path)?,
         (None, None) => bail!("want --pod or --case"),
     };
@@ -45,11 +45,15 @@ pub(crate) fn rules(args: &RulesArgs) -> Result<String> {
 
 /// What a file makes.
 enum AnyPlan {
-    Sidecar(Plan),
+    Sidecar(Box<Plan>),
     Ambient(AmbientPlan),
 }
 
 impl AnyPlan {
+    fn sidecar(plan: Plan) -> Self {
+        Self::Sidecar(Box::new(plan))
+    }
+
     fn compile(&self, form: Form) -> Desired {
         match self {
             Self::Sidecar(plan) => compile(plan, form),
@@ -87,14 +91,14 @@ fn of_case(args: &RulesArgs, path: &Path) -> Result<AnyPlan> {
         }
         (Some(config), None) => {
             let case = Case::parse(config.get()).with_context(at)?;
-            case.plan().map(AnyPlan::Sidecar).with_context(at)
+            case.plan().map(AnyPlan::sidecar).with_context(at)
         }
         (None, Some(pod)) => {
             let objects = manifest::parse(pod.get()).with_context(at)?;
             let [pod] = objects.pods.as_slice() else {
                 bail!("{}: key `pod` holds no Pod", path.display());
             };
-            of_pod(args, pod, path).map(AnyPlan::Sidecar)
+            of_pod(args, pod, path).map(AnyPlan::sidecar)
         }
         (Some(_), Some(_)) => bail!("{}: has both `config` and `pod`: want one", path.display()),
         (None, None) => bail!("{}: has neither `config` nor `pod`", path.display()),

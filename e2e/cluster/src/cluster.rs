@@ -8,7 +8,7 @@ use crate::node::{self, Node};
 use crate::packages::{Packages, helm};
 use crate::pki::Pki;
 use crate::wait::{PATIENCE, until, until_ok};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use e2e_node::lab::Scratch;
 use e2e_node::programs::{Programs, workspace};
 use serde_json::Value;
@@ -58,7 +58,7 @@ impl Cluster {
             let plane = ControlPlane::start(&scratch, packages, &pki, &logs);
             (plane, images.join())
         });
-        let explain = |err: anyhow::Error| err.context(logs.complaints(10));
+        let explain = |err: anyhow::Error| anyhow!("{err:#}\n{}", logs.complaints(10));
         images.ok().context("making images panicked")??;
         let plane = plane.map_err(explain)?;
         let nodes = (1..=node::COUNT).map(|number| Node::create(&scratch, packages, &pki, number));
@@ -66,7 +66,7 @@ impl Cluster {
         let client = plane.client();
         let untouched = Vec::new();
         let mut cluster = Self { nodes, plane, client, helm, logs, untouched, _scratch: scratch };
-        cluster.boot().map_err(|err| err.context(cluster.logs.complaints(10)))?;
+        cluster.boot().map_err(|err| anyhow!("{err:#}\n{}", cluster.logs.complaints(10)))?;
         cluster.untouched = cluster.nodes.iter().map(cni_files).collect::<Result<_>>()?;
         Ok(cluster)
     }

@@ -30,7 +30,7 @@ pub enum TokenKeys {
 #[derive(Debug)]
 pub struct ControlPlane {
     apiserver: Option<Daemon>,
-    _controllers: Vec<Daemon>,
+    controllers: Vec<Daemon>,
     _etcd: Daemon,
     packages: Packages,
     pki: Pki,
@@ -72,6 +72,30 @@ impl ControlPlane {
                 data.display()
             ),
         )?;
+        let policy = scratch.file("audit-policy.json", &audit_policy().to_string())?;
+        let mut plane = Self {
+            apiserver: None,
+            controllers: Vec::new(),
+            _etcd: etcd,
+            packages: packages.clone(),
+            pki: pki.clone(),
+            logs: logs.clone(),
+            audit: scratch.path().join("audit.jsonl"),
+            policy,
+            network,
+        };
+        plane.start_api(TokenKeys::First)?;
+        // Not before: they give up when it takes it long.
+        plane.start_controllers(scratch)?;
+        let client = plane.client();
+        until("a service account", PATIENCE, || {
+            client.run(&["get", "serviceaccount", "default"]).map(Some)
+        })?;
+        Ok(plane)
+    }
+
+    fn start_controllers(&mut self, scratch: &Arc<Scratch>) -> Result<()> {
+        let pki = &self.pki;
         let common = |user: &str| {
             let config = pki.kubeconfig(user);
             let config = config.display();
@@ -93,26 +117,15 @@ impl ControlPlane {
             pki.file("ca.key"),
             scratch.dir("volume-plugins")?.display(),
         );
-        let controllers = start("kube-controller-manager", &controllers)?;
-        let scheduler = start("kube-scheduler", &(common("scheduler") + " --secure-port=10359"))?;
-        let policy = scratch.file("audit-policy.json", &audit_policy().to_string())?;
-        let mut plane = Self {
-            apiserver: None,
-            _controllers: vec![controllers, scheduler],
-            _etcd: etcd,
-            packages: packages.clone(),
-            pki: pki.clone(),
-            logs: logs.clone(),
-            audit: scratch.path().join("audit.jsonl"),
-            policy,
-            network,
-        };
-        plane.start_api(TokenKeys::First)?;
-        let client = plane.client();
-        until("a service account", PATIENCE, || {
-            client.run(&["get", "serviceaccount", "default"]).map(Some)
-        })?;
-        Ok(plane)
+        let scheduler = common("scheduler") + " --secure-port=10359";
+        for (name, arguments) in
+            [("kube-controller-manager", controllers), ("kube-scheduler", scheduler)]
+        {
+            let arguments = arguments.split_whitespace().map(str::to_owned);
+            let daemon = start(&self.network, &self.packages, &self.logs, name, arguments)?;
+            self.controllers.push(daemon);
+        }
+        Ok(())
     }
 
     /// Starts the API server, and waits until it is ready.
@@ -173,7 +186,11 @@ impl ControlPlane {
     /// # Errors
     /// When the log cannot be read.
     pub fn audit(&self) -> Result<Vec<Value>> {
-        let text = std::fs::read_to_string(&self.audit).context("read the audit log")?;
+        let text = match std::fs::read_to_string(&self.audit) {
+            // It is made with the first entry.
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text.context("read the audit log")?,
+        };
         // The last line may be half written.
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }

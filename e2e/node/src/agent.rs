@@ -22,6 +22,12 @@ pub struct Directories {
 }
 
 impl Directories {
+    /// The socket that ztunnel connects to.
+    #[must_use]
+    pub fn ztunnel(&self) -> PathBuf {
+        self.run.with_extension("ztunnel.sock")
+    }
+
     /// Makes them in the run's private directory.
     ///
     /// # Errors
@@ -144,6 +150,8 @@ impl Agent {
             .arg("--run-dir")
             .arg(&directories.run)
             .env("SLUICE_E2E_LOG", &log)
+            // Of ambient mode, which would else be the whole machine's.
+            .env("ZTUNNEL_UDS_ADDRESS", directories.ztunnel())
             .within(host.netns());
         for (name, value) in variables {
             program = program.env(name, value);

@@ -315,11 +315,25 @@ fn without_its_cgroup_kubelet_is_its_user_and_the_ports_stay() {
             assert_eq!(kubelet.probe(POD, 8080), SOURCE, "{dialect}");
             assert_eq!(kubelet.probe(POD, 9090), CAPTURED, "{dialect}");
         }
-        // What is wider than it should be, and why `status` says so.
+        // What is wider than it should be; `status` says so.
         assert_eq!(stage.other(POD, 8080), SOURCE, "{dialect}");
         assert_eq!(stage.other(POD6, 8080), SOURCE6, "{dialect}");
         assert_eq!(stage.other(POD, 9090), CAPTURED, "{dialect}");
     }
+}
+
+#[test]
+fn knowing_kubelet_by_its_cgroup_can_be_switched_off() {
+    let stage = Stage::create("off", "nftables");
+    let _kubelet = stage.kubelet(true);
+    let mut config = stage.config(Programmer::Nftables);
+    config.cgroups = false;
+    let (sender, _events) = mpsc::channel();
+    let keeper = Keeper::start(config, sender).unwrap();
+    let kubelet = keeper.status().unwrap().kubelet;
+    assert_eq!(kubelet.word(), "uid");
+    assert!(kubelet.to_string().ends_with("it is switched off"), "{kubelet}");
+    assert!(!stage.ruleset().contains("cgroupv2"));
 }
 
 #[test]
@@ -395,6 +409,24 @@ fn a_flush_in_a_loop_makes_no_hot_loop() {
     while kubelet.probe(POD, 8080) != SOURCE {
         assert!(Instant::now() < end, "not repaired after the last flush");
     }
+}
+
+#[test]
+fn whoever_comes_first_is_told() {
+    let stage = Stage::create("ahead", "nftables");
+    let mut kubelet = stage.kubelet(true);
+    let (keeper, events) = stage.keeper("nftables");
+    keeper.upsert(owner("a"), both()).unwrap();
+    let table = format!(
+        "table inet eager {{\nchain post {{\ntype nat hook postrouting priority -195;\n\
+         ip daddr {POD} snat ip to {MASQUERADE}\n}}\n}}\n"
+    );
+    stage.host.load(&["nft", "-f", "-"], &table).unwrap();
+    let told = wait_for(&events, |event| matches!(event, Event::Ahead(_)));
+    let Event::Ahead(chains) = told else { panic!() };
+    assert_eq!(chains, ["chain inet eager post priority -195"]);
+    assert_eq!(kubelet.probe(POD, 8080), CAPTURED, "it does what it can do");
+    assert_eq!(keeper.status().unwrap().ahead, chains);
 }
 
 #[test]
@@ -615,6 +647,12 @@ fn many_pods_cost_little() {
         let begin = Instant::now();
         keeper.complete().unwrap();
         let checked = begin.elapsed();
+        let begin = Instant::now();
+        let found = kubelet::find(Path::new("/proc"), stage.host.netns().id()).unwrap();
+        let looked = begin.elapsed();
+        assert!(found.is_some());
+        let processes = std::fs::read_dir("/proc").unwrap().count();
+        println!("{dialect}: finding kubelet among {processes} entries of /proc takes {looked:?}");
         let status = keeper.status().unwrap();
         assert_eq!((status.elements, status.owners, status.holds), (750, 250, true));
         let begin = Instant::now();

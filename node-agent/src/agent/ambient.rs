@@ -1,7 +1,7 @@
 //! Requests about ambient pods: given to [`crate::ambient`], which does the work.
 
 use super::{Agent, answer};
-use crate::ambient::{AddError, Sandbox};
+use crate::ambient::{AddError, NOT_PROVED, Sandbox};
 use crate::failure::{Failure, causes};
 use crate::record::{Record, SandboxId};
 use crate::source::kubernetes::object::PodName;
@@ -89,6 +89,7 @@ fn failure(pod: &Pod, error: &AddError) -> Failure {
                     code::ZTUNNEL_NOT_ACCEPTED,
                     "the runtime tries again; look in the log of this node's ztunnel",
                 ),
+                Stage::Rules if what.contains(NOT_PROVED) => (code::CAPTURE_NOT_PROVED, again),
                 Stage::Rules => (code::RULES_NOT_PROGRAMMED, again),
                 Stage::Listing => (
                     code::AGENT_TIMED_OUT,

@@ -34,6 +34,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use sys::backend::BackendError;
 use sys::netns::{Netns, NetnsId};
+use target::Said;
 use wire::code;
 use wire::request::{Answer, Decision, Endpoint, GcRequest, PodRequest};
 
@@ -142,25 +143,29 @@ impl Agent {
         if let Some(host) = host.or_else(|| target::of_process(along.process?)) {
             self.hosts.tell(host);
         }
+        let path = &request.netns;
         let next = "the runtime must pass the sandbox's own network namespace in CNI_NETNS";
         let invalid = |what: String| Failure::new(code::INVALID_NETNS, what, next);
         let netns = match along.netns {
-            Some(fd) => Netns::from_fd(fd),
-            None if request.netns.is_empty() => {
-                return Err(invalid(
-                    "no network namespace: neither a descriptor nor a path came with the request"
-                        .to_owned(),
-                ));
+            Some(fd) => Netns::from_fd(fd).map_err(|error| {
+                invalid(format!("network namespace {path:?}: {}", causes(&error)))
+            }),
+            None if path.is_empty() => Err(invalid(
+                "no network namespace: neither a descriptor nor a path came with the request"
+                    .to_owned(),
+            )),
+            None => {
+                let ips = request.ips.iter().flatten();
+                let addresses: Vec<IpAddr> = ips.filter_map(|ip| ip.address.addr()).collect();
+                let said = Said { path, addresses: &addresses, process: along.process };
+                target::of_said(&said).map_err(|tried| {
+                    invalid(format!("network namespace {path:?} is not to be found: {tried}"))
+                })
             }
-            None => Netns::open(Path::new(&request.netns)),
-        };
-        let netns = netns.map_err(|error| {
-            invalid(format!("network namespace {:?}: {}", request.netns, causes(&error)))
-        })?;
+        }?;
         if self.hosts.contains(netns.id()) {
             return Err(invalid(format!(
-                "network namespace {:?} is the host's own, not a pod's",
-                request.netns
+                "network namespace {path:?} is the host's own, not a pod's"
             )));
         }
         Ok(netns)

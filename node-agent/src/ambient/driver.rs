@@ -2,6 +2,7 @@
 //! come, and starts what the machine asks for. Nothing here waits for a step.
 
 use super::annotate::{Written, annotate};
+use super::audit::{Audits, Check, Checked};
 use super::figures::{self, Figures};
 use super::find::{self, Recalled, Search};
 use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Outcomes, Work};
@@ -17,15 +18,16 @@ use crate::health::Beat;
 use crate::source::Pods;
 use crate::source::follow::{Change, Told};
 use crate::source::kubernetes::object::PodName;
-use ambient::action::{Action, Message, Refusal, Stage};
+use ambient::action::{Action, Message, Refusal, Report, Stage};
 use ambient::event::{Annotation, Event, Failure, Wanted};
 use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, SessionId, StepId, TimerId};
 use ambient::machine::Machine;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
+use sys::probe::Ports;
 use sys::seqpacket::server;
 
 /// How often the loop goes round at least.
@@ -50,6 +52,8 @@ pub(super) enum Input {
     Look(SyncSender<Look>),
     /// The operator wants every pod un-enrolled.
     Drain,
+    /// The audit has looked at pods.
+    Audited(Vec<Checked>),
 }
 
 /// A request of the plugin.
@@ -68,6 +72,7 @@ pub(super) struct Call {
 enum Due {
     Machine(TimerId),
     Request(RequestId),
+    Audit,
 }
 
 /// What is known of a pod.
@@ -103,6 +108,9 @@ pub(super) struct Driver {
     /// When each step was asked for.
     begun: HashMap<StepId, Instant>,
     annotating: HashMap<StepId, (PodUid, Annotation)>,
+    /// Namespaces that some ztunnel was told of, and may listen in.
+    offered: HashSet<NetnsId>,
+    audits: Audits,
 }
 
 impl Driver {
@@ -114,6 +122,7 @@ impl Driver {
         figures: Arc<Figures>,
         runtime: tokio::runtime::Handle,
     ) -> Self {
+        let feedback = sender.clone();
         let jobs = Jobs::new(runtime, move |key, outcomes| {
             // Nobody listens at the end of the process.
             drop(sender.send(Input::Done(key, outcomes)));
@@ -138,12 +147,15 @@ impl Driver {
             sent: HashMap::new(),
             begun: HashMap::new(),
             annotating: HashMap::new(),
+            offered: HashSet::new(),
+            audits: Audits::new(feedback),
         }
     }
 
     /// Works for as long as somebody may have something to say.
     pub(super) fn run(mut self, beat: &Beat) {
         self.recall();
+        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
         loop {
             beat.beat();
             let now = Instant::now();
@@ -151,6 +163,7 @@ impl Driver {
                 match due {
                     Due::Machine(timer) => self.feed(Event::Timer(timer)),
                     Due::Request(request) => self.feed(Event::Expired(request)),
+                    Due::Audit => self.audit(),
                 }
             }
             self.search();
@@ -169,6 +182,8 @@ impl Driver {
             let Recalled { uid, identity, sandbox, held, addresses } = recalled;
             self.addresses.insert(uid.clone(), addresses);
             let netns = held.as_ref().map(|held| id(held.netns.id()));
+            // A ztunnel from before may run in it.
+            self.offered.extend(netns);
             self.held.extend(netns.zip(held));
             let sandbox = sandbox.as_deref().map(SandboxId::new);
             self.feed(Event::Recorded { uid, identity: Some(identity), sandbox, netns });
@@ -206,6 +221,7 @@ impl Driver {
                 tracing::warn!("the operator un-enrols every ambient pod of this node");
                 self.feed(Event::Drain);
             }
+            Input::Audited(checked) => self.audited(checked),
         }
     }
 
@@ -356,6 +372,7 @@ impl Driver {
             Action::Unprogram { step, netns, .. } => self.unprogram(step, netns),
             Action::Release(netns) => {
                 self.held.remove(&netns);
+                self.offered.remove(&netns);
             }
             Action::Forget(uid) => self.forget(&uid),
             Action::Send { session, message } => self.send(session, message),
@@ -388,7 +405,8 @@ impl Driver {
             Action::Report { uid, report } => {
                 let who = uid.as_ref().map(|uid| (uid, self.pods.get(uid).map(|k| &k.told)));
                 report::tell(who, &report);
-                if let ambient::action::Report::Repaired { .. } = report {
+                // What was found is programmed again at once.
+                if let Report::Repaired { .. } | Report::Drifted { .. } = report {
                     self.figures.repaired("rules");
                 }
             }
@@ -396,11 +414,17 @@ impl Driver {
         }
     }
 
-    fn find(&mut self, step: StepId, uid: PodUid) {
-        let told = self.pods.get(&uid).map(|known| &known.told);
+    /// Addresses by its status, or those that the chain gave it.
+    fn addresses_of(&self, uid: &PodUid) -> Vec<IpAddr> {
+        let told = self.pods.get(uid).map(|known| &known.told);
         let status = told.and_then(Told::status).map(|s| s.addresses.to_vec());
         let addresses = status.filter(|ips| !ips.is_empty());
-        let addresses = addresses.or_else(|| self.addresses.get(&uid).cloned()).unwrap_or_default();
+        addresses.or_else(|| self.addresses.get(uid).cloned()).unwrap_or_default()
+    }
+
+    fn find(&mut self, step: StepId, uid: PodUid) {
+        let addresses = self.addresses_of(&uid);
+        let told = self.pods.get(&uid).map(|known| &known.told);
         let uids = told.map_or_else(|| vec![uid.as_str().to_owned()], Told::uids);
         self.begun.insert(step, Instant::now());
         self.searches.push(Search { step, uid, uids, addresses });
@@ -446,9 +470,14 @@ impl Driver {
 
     fn program(&mut self, step: StepId, uid: &PodUid, netns: NetnsId) {
         let told = self.pods.get(uid).map(|known| known.told.clone());
+        let is_offered = self.offered.contains(&netns);
+        let ports = if is_offered { Ports::Ztunnels } else { Ports::Ours };
+        self.audits.forget(uid);
         self.within(step, netns, Kind::Program, move |node, held, abandoned| {
             let told = told.ok_or_else(|| Failure::Transient("the pod is not known".to_owned()));
-            Outcome::Programmed(told.and_then(|t| program::program(node, &t, held, abandoned)))
+            Outcome::Programmed(
+                told.and_then(|t| program::program(node, &t, held, ports, abandoned)),
+            )
         });
     }
 
@@ -494,7 +523,10 @@ impl Driver {
 
     fn send(&mut self, session: SessionId, message: Message) {
         let held = match &message {
-            Message::Add { netns, .. } => self.held.get(netns),
+            Message::Add { netns, .. } => {
+                self.offered.insert(*netns);
+                self.held.get(netns)
+            }
             _ => None,
         };
         let is_add = matches!(message, Message::Add { .. });
@@ -513,7 +545,36 @@ impl Driver {
         }
     }
 
+    /// Looks at all pods that are captured, beside everything else.
+    fn audit(&mut self) {
+        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
+        let mut checks = Vec::new();
+        for audit in self.machine.audits() {
+            let held = self.held.get(&audit.netns).cloned();
+            let known = self.pods.get(&audit.uid);
+            let (Some(held), Some(known)) = (held, known) else { continue };
+            checks.push(Check {
+                addresses: self.addresses_of(&audit.uid),
+                told: known.told.clone(),
+                uid: audit.uid,
+                held,
+            });
+        }
+        self.audits.begin(&mut self.jobs, &self.node, checks);
+    }
+
+    fn audited(&mut self, checked: Vec<Checked>) {
+        for Checked { uid, netns, verdict, brought } in self.audits.end(checked) {
+            if let Some((netns, held)) = brought {
+                self.held.entry(netns).or_insert(held);
+            }
+            self.feed(Event::Audited { uid, netns, verdict });
+        }
+    }
+
     fn forget(&mut self, uid: &PodUid) {
+        self.audits.forget(uid);
+
         self.addresses.remove(uid);
         for (name, record) in self.node.recorded() {
             if find::uid_of(&record) == uid.as_str() {

@@ -30,6 +30,8 @@ pub(super) enum Key {
     Annotation(PodUid),
     /// The one search.
     Search,
+    /// The one audit.
+    Audit,
 }
 
 /// A namespace that is held open, and what is known of it besides.

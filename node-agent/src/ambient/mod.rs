@@ -6,6 +6,7 @@
 //! [`figures`] counts. The rest of the agent has [`Ambient`].
 
 mod annotate;
+mod audit;
 mod driver;
 mod figures;
 mod find;
@@ -24,6 +25,7 @@ pub(crate) use figures::{Figures, Samples};
 pub(crate) use look::Look;
 pub(crate) use node::Node;
 pub(crate) use options::Options;
+pub(crate) use program::NOT_PROVED;
 pub(crate) use ztunnel::ServeError;
 
 use crate::failure::causes;

@@ -2,6 +2,7 @@
 
 use redirect::ambient::AmbientConfig;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -10,6 +11,8 @@ pub(crate) struct Options {
     pub(crate) socket: PathBuf,
     /// Namespace of ztunnel's pods (`SYSTEM_NAMESPACE`).
     pub(crate) system_namespace: String,
+    /// How often every captured pod is looked at.
+    pub(crate) audit: Duration,
     /// What is captured.
     pub(crate) capture: AmbientConfig,
 }

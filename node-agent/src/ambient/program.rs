@@ -13,16 +13,23 @@ use redirect::ambient::AmbientPlan;
 use redirect::pod::Pod;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use sys::backend::Applied;
+use sys::conntrack::{Queries, flush_dns};
 use sys::netns::{NetnsError, within_pod};
+use sys::probe::{AmbientInside, Ports, ProbeError, ambient_inside};
 use sys::routing;
+
+/// How a failure begins that is one of the proof.
+pub(crate) const NOT_PROVED: &str = "capture is not proved";
 
 /// What was done inside.
 struct Done {
     plan: AmbientPlan,
     programmed: Programmed,
+    proof: AmbientInside,
 }
 
-/// Makes the namespace capture the pod; with which options.
+/// Makes the namespace capture the pod, and sees that it does; with which options.
 ///
 /// # Errors
 /// When a step fails. Rules that are in stay in: they capture.
@@ -30,13 +37,16 @@ pub(super) fn program(
     node: &Node,
     told: &Told,
     held: &Held,
+    ports: Ports,
     abandoned: &Abandoned,
 ) -> Result<OptionsHash, Failure> {
     host_is_known(node, held)?;
     let pod = told.facts();
     let options = subject::hash(told, &node.options);
-    let done = within_pod(&held.netns, node.hosts.own(), || inside(node, told, held, abandoned))
-        .map_err(|error| unreachable(&error))??;
+    let done =
+        within_pod(&held.netns, node.hosts.own(), || inside(node, told, held, ports, abandoned))
+            .map_err(|error| unreachable(&error))??;
+    let report = done.proof.finish().map_err(|error| not_proved(&error))?;
     tracing::info!(
         ns = pod.namespace,
         pod = pod.name,
@@ -47,12 +57,20 @@ pub(super) fn program(
         reason = done.programmed.note,
         ipv6 = ?done.plan.ipv6,
         dns = done.plan.dns,
+        proved = report.is_complete(),
+        proof = %report,
         "rules for ztunnel are in"
     );
     Ok(options)
 }
 
-fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Result<Done, Failure> {
+fn inside(
+    node: &Node,
+    told: &Told,
+    held: &Held,
+    ports: Ports,
+    abandoned: &Abandoned,
+) -> Result<Done, Failure> {
     let failed = |what: String| Failure::Transient(what);
     let addresses = routing::addresses().map_err(|error| failed(causes(&error)))?;
     let ipv6 = routing::ipv6().map_err(|error| failed(causes(&error)))?;
@@ -63,7 +81,7 @@ fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Resul
     }
     // First: an agent that is killed in between must find the namespace again.
     if let Some(name) = record_name(held, &told.uid()) {
-        let mut record = record(node, held, told, &plan, addresses);
+        let mut record = record(node, held, told, &plan, addresses.clone());
         // One that cannot be read is replaced.
         if let Ok(Some(before)) = node.records.read(&name) {
             record.join(&before);
@@ -76,7 +94,17 @@ fn inside(node: &Node, told: &Told, held: &Held, abandoned: &Abandoned) -> Resul
         return Err(failed("given up".to_owned()));
     }
     let programmed = node.backend.program(&plan).map_err(failed)?;
-    Ok(Done { plan, programmed })
+    if plan.dns && programmed.applied != Applied::Unchanged {
+        // Sockets that asked before go on asking past the resolver.
+        flush_dns(Queries::Direct).map_err(|error| failed(causes(&error)))?;
+    }
+    let proof = ambient_inside(&plan, &addresses, ports).map_err(|error| not_proved(&error))?;
+    Ok(Done { plan, programmed, proof })
+}
+
+/// Begins so: who answers the plugin tells it from rules that could not be written.
+fn not_proved(error: &ProbeError) -> Failure {
+    Failure::Transient(format!("{NOT_PROVED}: {}", causes(error)))
 }
 
 /// Takes everything of ours out, and looks whether it is.

@@ -7,6 +7,7 @@ use clap::Args;
 use redirect::ambient::AmbientConfig;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// With `--ambient-enabled`.
 #[derive(Debug, Args)]
@@ -58,6 +59,9 @@ pub(super) struct AmbientArgs {
         default_value = "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"
     )]
     pub(super) host_probe_snat_ipv6: String,
+    /// Seconds between looks at every captured pod.
+    #[arg(long, env = "SLUICE_AUDIT_SECONDS", value_name = "N", default_value = "30", hide = true)]
+    pub(super) audit_seconds: u16,
     /// Namespace of ztunnel's own pods, which are never ambient.
     #[arg(
         long,
@@ -90,6 +94,7 @@ impl AmbientArgs {
         Ok(Options {
             socket: self.ztunnel_uds_address.clone(),
             system_namespace: self.system_namespace.clone(),
+            audit: Duration::from_secs(self.audit_seconds.max(1).into()),
             capture: AmbientConfig {
                 dns_capture: self.ambient_dns_capture.is_on(),
                 ipv6: self.ambient_ipv6.is_on(),

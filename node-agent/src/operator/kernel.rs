@@ -54,7 +54,7 @@ impl Places {
                 None => {}
             }
         }
-        let by_id = self.by_id.get_or_init(|| place::occupied(&self.root).map_err(|e| causes(&e)));
+        let by_id = self.by_id.get_or_init(|| place::entrances(&self.root).map_err(|e| causes(&e)));
         let by_id = by_id.as_ref().map_err(Clone::clone)?;
         let found = by_id.get(&id).and_then(|path| Netns::open(path).ok());
         found.filter(|found| found.id() == id).ok_or_else(|| {

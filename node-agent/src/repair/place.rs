@@ -7,7 +7,7 @@
 
 use crate::failure::causes;
 use nix::sys::stat::stat;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -230,9 +230,17 @@ pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceErro
 ///
 /// # Errors
 /// When the processes cannot be listed.
-pub(crate) fn occupied(root: &Path) -> Result<HashMap<NetnsId, PathBuf>, PlaceError> {
+pub(crate) fn entrances(root: &Path) -> Result<HashMap<NetnsId, PathBuf>, PlaceError> {
     let all = processes(root)?.into_iter();
     Ok(all.map(|(process, id)| (id, process.join("ns/net"))).collect())
+}
+
+/// The namespaces that some process is in.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub(crate) fn occupied(root: &Path) -> Result<HashSet<NetnsId>, PlaceError> {
+    Ok(processes(root)?.into_iter().map(|(_, id)| id).collect())
 }
 
 /// All processes with their namespaces. One that ends while it is looked at is passed

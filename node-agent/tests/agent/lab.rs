@@ -116,6 +116,7 @@ impl Lab {
                 .arg("--run-dir")
                 .arg(self.run_dir())
                 .args(&self.args)
+                .env("ZTUNNEL_UDS_ADDRESS", self.dir.path().join("ztunnel.sock"))
                 .env_remove("SLUICE_BACKEND")
                 .env_remove("NATIVE_NFTABLES")
                 .stdin(Stdio::null())

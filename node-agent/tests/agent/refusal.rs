@@ -284,7 +284,7 @@ fn ambient_pods_are_not_started_uncaptured() {
         "kind: Namespace\nmetadata: {name: demo, labels: {istio.io/dataplane-mode: ambient}}\n",
     );
     std::thread::sleep(Duration::from_millis(50));
-    lab.add(&pod).failure(code::CAPTURE_UNSUPPORTED);
+    lab.add(&pod).failure(code::ZTUNNEL_NOT_CONNECTED);
     lab.manifest("ns", "kind: Namespace\nmetadata: {name: demo}\n");
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(lab.add(&pod).decision().0, "skip");

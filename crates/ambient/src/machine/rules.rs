@@ -40,6 +40,8 @@ impl Machine {
                 self.desk.start(work, |step| Action::Program { step, uid, netns, options })
             }
             _ => {
+                // From now on nobody may count on them, should the pod stay after all.
+                pod.rules = Rules::Unknown;
                 let work = Work::Unprogram(uid.clone(), netns);
                 self.desk.start(work, |step| Action::Unprogram { step, uid, netns })
             }
@@ -56,9 +58,10 @@ impl Machine {
                 pod.cause = Cause::New;
                 let found = pod.find.succeed(&mut self.desk, &self.config);
                 let told = pod.program.succeed(&mut self.desk, &self.config);
+                let seen = pod.audit.succeed(&mut self.desk, &self.config);
                 self.desk.tell(Some(&uid), Stage::Namespace, found);
                 self.desk.tell(Some(&uid), Stage::Rules, told);
-                pod.audit.reset(&mut self.desk);
+                self.desk.tell(Some(&uid), Stage::Rules, seen);
             }
             Err(Failure::NamespaceGone) => {
                 self.namespace_gone(&uid);

@@ -35,6 +35,8 @@ pub(crate) struct Namespace {
     pub(crate) ips: Vec<IpAddr>,
     /// A step said once that its rules were proved.
     pub(crate) proved: bool,
+    /// Its rules went away, and the machine need not know.
+    pub(crate) drifted: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -285,8 +287,7 @@ impl World {
                 let former = self.standing.insert(uid.clone(), standing);
                 assert_ne!(former, Some(standing), "{uid}: the same standing told again");
                 if standing == Standing::Verified {
-                    let at = self.machine.pod(&uid).and_then(|p| p.netns);
-                    assert!(at.is_some_and(|n| self.namespaces[&n].proved));
+                    self.evidence(&uid);
                 }
             }
             Action::Report { uid, report } => self.reports.push((uid, report)),
@@ -301,7 +302,15 @@ impl World {
     fn evidence(&self, uid: &PodUid) {
         let pod = self.machine.pod(uid).expect("captured, but not known");
         let netns = pod.netns.expect("captured, but nowhere");
-        assert!(self.namespaces[&netns].proved, "{uid}: captured, but never proved");
+        let namespace = &self.namespaces[&netns];
+        assert!(namespace.proved, "{uid}: captured, but never proved");
+        let intact = namespace.rules.is_some() || namespace.drifted;
+        assert!(intact, "{uid}: captured, but its rules were taken out");
+        let leaving = |(_, job): &(StepId, Job)| matches!(job, Job::Unprogram(n) if *n == netns);
+        assert!(
+            !self.jobs.iter().any(leaving),
+            "{uid}: captured, but its rules are being taken out"
+        );
         assert!(
             self.acked.contains(&(uid.clone(), netns)),
             "{uid}: captured, but no ztunnel ever took it there"
@@ -437,7 +446,8 @@ impl World {
             .collect();
         let netns = self.free_number();
         let sandbox = SandboxId::new(&format!("s{}", self.number()));
-        let namespace = Namespace { alive: true, rules: None, sandbox, ips, proved: false };
+        let namespace =
+            Namespace { alive: true, rules: None, sandbox, ips, proved: false, drifted: false };
         self.namespaces.insert(netns, namespace);
         self.acked.retain(|(_, n)| *n != netns);
         for pod in self.pods.iter_mut().flatten() {
@@ -571,9 +581,14 @@ impl World {
                     Outcome::Done | Outcome::Odd => {
                         namespace.rules = Some(latest);
                         namespace.proved = true;
+                        namespace.drifted = false;
                         Ok(latest)
                     }
-                    _ => Err(failure),
+                    _ => {
+                        // Halfway, at the worst.
+                        namespace.rules = None;
+                        Err(failure)
+                    }
                 };
                 Event::Programmed { step, result }
             }
@@ -752,6 +767,7 @@ impl World {
             _ => {
                 let namespace = self.namespaces.get_mut(&audit.netns).expect("is there");
                 namespace.rules = Some(audit.options);
+                namespace.drifted = false;
                 Verdict::Repaired { drift: "flushed".into() }
             }
         };
@@ -762,6 +778,7 @@ impl World {
         let netns = self.pods[slot].as_ref().and_then(|p| p.netns);
         if let Some(namespace) = netns.and_then(|n| self.namespaces.get_mut(&n)) {
             namespace.rules = None;
+            namespace.drifted = true;
         }
     }
 
@@ -790,6 +807,15 @@ impl World {
             ztunnel.proxies.retain(|uid, _| records.contains_key(uid));
             ztunnel.connection = None;
             ztunnel.pending.clear();
+        }
+        for pod in self.pods.iter().flatten() {
+            // A second thing that the records cannot tell: that the mirror of a static
+            // pod, made anew and not found yet, has its predecessor's rules.
+            if !self.records.contains_key(&pod.state.uid)
+                && let Some(namespace) = pod.netns.and_then(|n| self.namespaces.get_mut(&n))
+            {
+                namespace.rules = None;
+            }
         }
         self.machine = Machine::new(config());
         self.fds.clear();

@@ -11,6 +11,7 @@ use redirect::compile::{ambient, ambient_leaving};
 use redirect::desired::Form;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 fn plan() -> AmbientPlan {
@@ -64,27 +65,32 @@ fn pair() -> (Netns, Netns) {
 
 /// Who answers the query of a socket: its first byte.
 fn ask(socket: &UdpSocket) -> Option<u8> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     let mut answer = [0; 16];
     for _ in 0..20 {
-        socket.send(b"?").ok()?;
-        if let Ok(1..) = socket.recv(&mut answer) {
-            return Some(answer[0]);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed).to_ne_bytes();
+        socket.send(&number).ok()?;
+        // On a busy machine the answer to an earlier query may come late.
+        while let Ok(len) = socket.recv(&mut answer) {
+            if len == 5 && answer[1..5] == number {
+                return Some(answer[0]);
+            }
         }
     }
     None
 }
 
-/// Answers every datagram with one byte until it hears `.`.
-fn serve(at: SocketAddr, answer: u8) -> std::thread::JoinHandle<()> {
+/// Answers every datagram with its name and the datagram until it hears `.`.
+fn serve(at: SocketAddr, name: u8) -> std::thread::JoinHandle<()> {
     let socket = UdpSocket::bind(at).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     std::thread::spawn(move || {
         let mut bytes = [0; 16];
         while let Ok((len, from)) = socket.recv_from(&mut bytes) {
             if bytes[..len] == *b"." {
                 break;
             }
-            let _ = socket.send_to(&[answer], from);
+            let _ = socket.send_to(&[&[name], &bytes[..len]].concat(), from);
         }
     })
 }

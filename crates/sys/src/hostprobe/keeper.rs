@@ -31,6 +31,10 @@ pub struct Config {
     pub tools: Option<Arc<Iptables>>,
     /// What kubelet's source becomes.
     pub sources: Sources,
+    /// Kubelet may be known by its cgroup. Without, it is its user. Programs called
+    /// `nft` before 0.9.9 (2021) read beyond a table of theirs when they list
+    /// `socket cgroupv2`; a node that runs one on Linux 5.13 or later has this switch.
+    pub cgroups: bool,
     /// Policy rules for AWS' branch interfaces (reference 4.10).
     pub branch: bool,
     /// How often everything is looked at, notified or not.
@@ -49,7 +53,8 @@ impl Config {
         };
         let audit = Duration::from_secs(30);
         let sources = Sources::default();
-        Self { host, proc: proc.into(), programmer, tools, sources, branch: true, audit }
+        let proc = proc.into();
+        Self { host, proc, programmer, tools, sources, cgroups: true, branch: true, audit }
     }
 }
 

@@ -214,6 +214,62 @@ mod tests {
         }
     }
 
+    /// A /proc with one process; whoever is in `ns` has its namespace.
+    fn process(proc: &Path, pid: u32, name: &str, cgroup: &str, ns: &Path, start: u64) {
+        let dir = proc.join(pid.to_string());
+        fs::create_dir_all(dir.join("ns")).unwrap();
+        std::os::unix::fs::symlink(ns, dir.join("ns/net")).unwrap();
+        fs::write(dir.join("comm"), format!("{name}\n")).unwrap();
+        fs::write(dir.join("cgroup"), format!("4:memory:/x\n0::{cgroup}\n")).unwrap();
+        // A name may have brackets and spaces.
+        let fields = (4..22).map(|_| "0").collect::<Vec<_>>().join(" ");
+        fs::write(dir.join("stat"), format!("{pid} (a) b) S {fields} {start} 0\n")).unwrap();
+        fs::write(dir.join("status"), format!("Name:\tx\nUid:\t1\t2\t3\t{pid}\n")).unwrap();
+    }
+
+    #[test]
+    fn finds_kubelet_among_others() {
+        let temporary = std::env::temp_dir().join(format!("sluice-proc-{}", std::process::id()));
+        let service = "/system.slice/kubelet.service";
+        let in_pod = "/kubepods.slice/kubepods-pod1.slice/cri-1.scope";
+        type One = (u32, &'static str, &'static str, bool, u64);
+        let cases: [(&str, &[One], Option<u32>); 6] = [
+            ("one", &[(7, "kubelet", service, true, 50), (8, "sh", "/", true, 1)], Some(7)),
+            // A pod's process calls itself so, and a node in a container has its own.
+            ("false", &[(5, "kubelet", in_pod, true, 1), (6, "kubelet", service, false, 1)], None),
+            (
+                "first",
+                &[(7, "kubelet", service, true, 50), (8, "kubelet", "/b", true, 40)],
+                Some(8),
+            ),
+            ("k3s", &[(7, "k3s-server", service, true, 50), (8, "k3s", service, true, 1)], Some(7)),
+            ("rke2", &[(7, "kubelet", service, true, 50), (8, "k3s", service, true, 1)], Some(7)),
+            ("none", &[(8, "kubelet2", service, true, 1)], None),
+        ];
+        for (case, processes, want) in cases {
+            let proc = temporary.join(case);
+            fs::create_dir_all(&proc).unwrap();
+            let (host, other) = (proc.join("host"), proc.join("other"));
+            fs::write(&host, "").unwrap();
+            fs::write(&other, "").unwrap();
+            fs::write(proc.join("uptime"), "100.00 1.0\n").unwrap();
+            for (pid, name, cgroup, in_host, start) in processes {
+                let ns = if *in_host { &host } else { &other };
+                process(&proc, *pid, name, cgroup, ns, *start);
+            }
+            let stat = fs::metadata(&host).unwrap();
+            let found = find(&proc, NetnsId { dev: stat.dev(), ino: stat.ino() }).unwrap();
+            assert_eq!(found.as_ref().map(|found| found.pid), want, "{case}");
+            if let Some(found) = found {
+                assert_eq!(found.uid, found.pid, "the fourth number of Uid");
+                let near: Vec<&str> = found.neighbours.iter().map(String::as_str).collect();
+                let want: &[&str] = if matches!(case, "k3s" | "rke2") { &["k3s"] } else { &[] };
+                assert_eq!(near, want, "{case}");
+            }
+        }
+        fs::remove_dir_all(temporary).unwrap();
+    }
+
     #[test]
     fn knows_the_cgroups_of_pods() {
         for path in [

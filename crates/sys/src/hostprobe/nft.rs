@@ -184,6 +184,14 @@ fn refusal(steps: &[String], rejected: Rejected) -> (Errno, NetlinkError) {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     socket: Option<Socket>,
+    port: u32,
+}
+
+impl Line {
+    /// What notifications of changes made over it bear.
+    pub(super) fn port(&self) -> u32 {
+        self.port
+    }
 }
 
 impl Drop for Line {
@@ -241,6 +249,7 @@ pub(super) fn update(
     // After anything else than success an answer may be left on it.
     match taken {
         Ok(Ok(())) => {
+            line.port = socket.port();
             line.socket = Some(socket);
             Ok(true)
         }

@@ -309,3 +309,38 @@ fn branch_interfaces_get_their_policy_rules_and_lose_them() {
         assert_eq!(ours().len(), 0);
     });
 }
+
+#[test]
+fn hears_of_others_and_not_of_itself() {
+    fresh(|| {
+        let rules = rules_by_uid();
+        nft::install(&rules, &BTreeSet::new()).unwrap();
+        let mut line = nft::Line::default();
+        let mut heard = watch::Notifications::subscribe().unwrap();
+        assert!(!heard.concern_us(0), "what was before is not heard");
+        let add = |of: &str| Change { add: targets(&[of]), ..Change::default() };
+        nft::update(&mut line, &rules, &add("10.0.0.5:80")).unwrap();
+        assert!(!heard.concern_us(line.port()));
+        nft::update(&mut line, &rules, &add("10.0.0.6:80")).unwrap();
+        assert!(heard.concern_us(0), "our own writing is one, but for whose it is");
+        nft::update(&mut nft::Line::default(), &rules, &add("10.0.0.7:80")).unwrap();
+        assert!(heard.concern_us(line.port()), "another socket");
+        for (script, concerns) in [
+            ("add table ip other", false),
+            ("add chain ip other plain", false),
+            ("add rule ip other plain counter", false),
+            ("add chain ip other hooked { type nat hook postrouting priority 0; }", true),
+            ("delete table ip other", false),
+            ("add rule inet sluice-probe postrouting counter", true),
+            (
+                "add table ip nat; add chain ip nat POSTROUTING; add rule ip nat POSTROUTING counter",
+                true,
+            ),
+            ("add chain ip nat OTHER; add rule ip nat OTHER counter", false),
+            ("flush ruleset", true),
+        ] {
+            run("nft -f -", &script.replace("; add", "\nadd"));
+            assert_eq!(heard.concern_us(line.port()), concerns, "{script}");
+        }
+    });
+}

@@ -40,12 +40,15 @@ impl Notifications {
     }
 
     /// Reads what came. True when something of it is about our rules or may be: a
-    /// lost notification counts.
-    pub(super) fn concern_us(&mut self) -> bool {
+    /// lost notification counts, what was done over the socket `own` does not.
+    pub(super) fn concern_us(&mut self, own: u32) -> bool {
         let mut concern = false;
         for _ in 0..DATAGRAMS {
             match sock::recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(len) => concern |= self.buffer.get(..len).is_none_or(any_concerns_us),
+                Ok(len) => {
+                    let whole = self.buffer.get(..len);
+                    concern |= whole.is_none_or(|bytes| any_concerns_us(bytes, own));
+                }
                 Err(Errno::EINTR) => (),
                 Err(Errno::EAGAIN) => break,
                 // Some were lost (ENOBUFS), or the socket is not well.
@@ -64,13 +67,14 @@ impl AsFd for Notifications {
 
 /// True when one message of a datagram is about our table, about our chain in
 /// iptables' or the place of the jump to it, or about a new hook.
-fn any_concerns_us(mut bytes: &[u8]) -> bool {
+fn any_concerns_us(mut bytes: &[u8], own: u32) -> bool {
     let ne =
         |field: Option<&[u8]>| field.and_then(|f| Some(u32::from_ne_bytes(f.try_into().ok()?)));
     while let Some(len) = ne(bytes.get(..4)).and_then(|len| usize::try_from(len).ok()) {
         let Some(message) = bytes.get(..len).filter(|_| len >= 20) else { return true };
         let kind = u16::from_ne_bytes([message[4], message[5]]);
-        if concerns_us(kind, message[16], &message[20..]) {
+        let by_us = own != 0 && ne(message.get(12..16)) == Some(own);
+        if !by_us && concerns_us(kind, message[16], &message[20..]) {
             return true;
         }
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();

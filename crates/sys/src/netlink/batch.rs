@@ -5,7 +5,8 @@ use super::message::{Buffer, acknowledgement};
 use super::socket::{ACK, ERROR, REQUEST, Socket};
 use crate::reaper;
 use nix::errno::Errno;
-use nix::sys::socket::{self as sock, sockopt};
+use nix::sys::socket::{self as sock, NetlinkAddr, sockopt};
+use std::os::fd::AsRawFd;
 
 /// Above this a batch may not fit the default send buffer (208 KiB, of which
 /// bookkeeping takes a part).
@@ -125,6 +126,12 @@ impl Socket {
             Ok(()) => Ok(refused.map_or(Ok(()), Err)),
             Err(fault) => Err(fault.named("nf_tables batch".to_owned())),
         }
+    }
+
+    /// The kernel's number of the socket, which notifications of what is done over it
+    /// bear; 0 before the first message.
+    pub(crate) fn port(&self) -> u32 {
+        sock::getsockname::<NetlinkAddr>(self.fd.as_raw_fd()).map_or(0, |own| own.pid())
     }
 
     /// Closes the socket where nobody waits for it.

@@ -12,7 +12,6 @@ use e2e_node::ztunnel::{Config, Record, Ztunnel};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use sys::netns::within;
@@ -94,15 +93,7 @@ impl Stage {
     /// Starts the agent, again after it has ended.
     pub(crate) fn start_agent(&mut self) {
         let Cluster { programs, node, directories, .. } = &self.cluster;
-        let socket = self.socket().display().to_string();
-        let args = [
-            "--backend",
-            self.backend,
-            "--ambient-enabled",
-            "--monitoring-port=15014",
-            "--ztunnel-uds-address",
-            &socket,
-        ];
+        let args = ["--backend", self.backend, "--ambient-enabled", "--monitoring-port=15014"];
         let agent = match &self.server {
             Some(server) => Agent::follow(programs, &node.host, directories, &server.url(), &args),
             None => Agent::launch(programs, &node.host, directories, &args),
@@ -110,14 +101,10 @@ impl Stage {
         self.cluster.agent = Some(agent.unwrap());
     }
 
-    fn socket(&self) -> PathBuf {
-        self.cluster.directories.run.with_extension("ztunnel.sock")
-    }
-
     /// Starts a ztunnel.
     pub(crate) fn ztunnel(&self, name: &str) -> Ztunnel {
         let scratch = self.cluster.node.host.scratch();
-        let config = Config::new(scratch, name, self.socket());
+        let config = Config::new(scratch, name, self.cluster.directories.ztunnel());
         let ztunnel = Ztunnel::start(&config, Some(&self.cluster.node.host)).unwrap();
         ztunnel.wait("its snapshot", |status| status.snapshot).unwrap();
         ztunnel

@@ -236,3 +236,45 @@ fn the_plugin_says_which_namespace_is_the_hosts() {
     stage.cluster.attach(&mut pod).unwrap();
     assert!(has_rules(&pod));
 }
+
+/// A stock plugin during a take-over: its request has a path and no descriptor. With
+/// ambient mode Istio's chart mounts the directory, and without it the processes.
+#[test]
+fn a_stock_plugins_path_is_found() {
+    let scratch = Scratch::create().unwrap();
+    for (name, is_mounted) in [("mounted", true), ("unmounted", false)] {
+        // Where the lab's namespaces are is not known before it is there.
+        let link = scratch.path().join(format!("{name}-netns"));
+        let mut mounts = vec![Mount::Processes];
+        if is_mounted {
+            mounts.push(Mount::Directory(&link, "/host/var/run/netns"));
+        }
+        let mut stage = Stage::create(name, &mounts);
+        stage.cluster.list.plugins.truncate(1);
+        let manifest = sidecar_pod(NAMESPACE, "stock", &json!({}), &[]);
+        let mut pod = stage.cluster.sandbox(&manifest).unwrap();
+        stage.cluster.attach(&mut pod).unwrap();
+        let file = pod.sandbox.path();
+        std::os::unix::fs::symlink(file.parent().unwrap(), &link).unwrap();
+        stage.put(manifest);
+        stage.start(&[]);
+        let path = if is_mounted {
+            format!("/var/run/netns/{}", file.file_name().unwrap().display())
+        } else {
+            file.display().to_string()
+        };
+        let request = |path: &str| {
+            let address = json!({"IP": pod.address(false).unwrap(), "Mask": "////AA=="});
+            json!({
+                "Netns": path, "PodName": "stock", "PodNamespace": NAMESPACE,
+                "IPs": [{"Interface": null, "Address": address, "Gateway": ""}],
+            })
+        };
+        let (status, body) = ask(&stage, &request("/var/run/netns/none"), None);
+        assert_eq!((status, &body["code"]), (500, &json!(105)), "{name}: {body}");
+        assert!(!has_rules(&pod), "{name}");
+        let (status, body) = ask(&stage, &request(&path), None);
+        assert_eq!((status, &body["decision"]), (200, &json!("sidecar")), "{name}: {body}");
+        assert!(has_rules(&pod), "{name}");
+    }
+}

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mount<'a> {
     /// The host's processes at /host/proc. The first of them is taken to be in the
-    /// network namespace that the agent is started in: the lab's host.
+    /// network namespace that the agent is started in: the lab's host. What it sees
+    /// is what there is when the container starts.
     Processes,
     /// A directory of the host, elsewhere.
     Directory(&'a Path, &'a str),
@@ -56,10 +57,12 @@ mount --bind {program} "$root{program}"
     }
     if mounts.contains(&Mount::Processes) {
         text.push_str(
-            r#"first=$root/host/proc/1/ns
+            r#"first=$root/host/proc/1
 mount -t tmpfs first "$first"
-touch "$first/net"
-mount --bind /proc/self/ns/net "$first/net"
+mkdir -p "$first/ns" "$first/root"
+touch "$first/ns/net"
+mount --bind /proc/self/ns/net "$first/ns/net"
+mount --rbind / "$first/root"
 "#,
         );
     }

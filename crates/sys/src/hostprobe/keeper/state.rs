@@ -74,7 +74,10 @@ impl<'a> State<'a> {
     ) -> Result<Self, HostError> {
         trial::dialect(&config.programmer)?;
         let mounts = mounts(&config.proc);
-        let level_offset = trial::cgroups(&config.programmer, &mounts);
+        let level_offset = match config.cgroups {
+            true => trial::cgroups(&config.programmer, &mounts),
+            false => Err("it is switched off".to_owned()),
+        };
         // It matters only where kubelet is outside of ours, and then it is the reason.
         let namespace = namespace.err().map(|error| trial::said(&error));
         let mut sources = config.sources;
@@ -158,7 +161,7 @@ impl<'a> State<'a> {
                 // One read for many rings: the inbox is emptied below.
                 let _ = ears.read(&mut [0; 4096]);
             }
-            if notified && self.notifications.concern_us() {
+            if notified && self.notifications.concern_us(self.line.port()) {
                 self.dirty.get_or_insert_with(Instant::now);
             }
             if moved {

@@ -15,15 +15,17 @@
 //! handshake, not refused, and its SYN comes again after a second, when ztunnel is
 //! there.
 
+mod arrival;
 mod dial;
 mod track;
 
 use super::report::{Finding, Outcome, ProbeError, Report, Way, family_name};
+use arrival::Arrival;
 use dial::{Dial, Listener};
 use nix::errno::Errno;
-use redirect::ambient::{AmbientPlan, Ipv6, ProbePorts, ZTUNNEL_MARK};
+use redirect::ambient::{AmbientPlan, Ipv6, ZTUNNEL_MARK};
 use redirect::net::Family;
-use redirect::plan::{DNS_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use redirect::plan::{DNS_PORT, OUTBOUND_PORT};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use track::{Seen, Tracker};
 
@@ -54,17 +56,6 @@ pub struct AmbientInside {
     report: Report,
     tracker: Tracker,
     arrivals: Vec<Arrival>,
-}
-
-/// What is to be dialled from the node.
-#[derive(Debug)]
-struct Arrival {
-    way: Way,
-    from: Option<IpAddr>,
-    to: SocketAddr,
-    want: Want,
-    /// Keeps a refusal from ending the connection's entry.
-    listener: Option<Listener>,
 }
 
 /// What the entry must say.
@@ -111,6 +102,12 @@ impl AmbientInside {
             self.push(Way::Arrival, family, NO_ADDRESS);
             return Ok(());
         };
+        if (family, plan.ipv6) == (Family::V6, Ipv6::NoLoopback) {
+            // Captured, and lost: what is redirected has nowhere to go.
+            let why = "lo has no IPv6, so it goes nowhere".to_owned();
+            self.push(Way::Outbound, family, Outcome::NotProved(why));
+            return self.arrivals(plan, address, ports);
+        }
         // Stays while ztunnel's own connection is tried: captured, it would be refused
         // and not seen.
         let listener = listen(family, OUTBOUND_PORT, ports)?;
@@ -129,11 +126,7 @@ impl AmbientInside {
         }
         let outcome = self.exempt(family, own)?;
         self.push(Way::Ztunnel, family, outcome);
-        let outcome = match (family, plan.ipv6) {
-            (Family::V6, Ipv6::NoLoopback) => Outcome::NotCaptured("lo has no IPv6"),
-            _ => reply(address)?,
-        };
-        self.push(Way::Reply, family, outcome);
+        self.push(Way::Reply, family, reply(address)?);
         self.arrivals(plan, address, ports)
     }
 
@@ -229,51 +222,6 @@ impl AmbientInside {
         Ok(Outcome::NotProved(unreachable))
     }
 
-    fn arrivals(
-        &mut self,
-        plan: &AmbientPlan,
-        address: IpAddr,
-        ports: Ports,
-    ) -> Result<(), ProbeError> {
-        let family = Family::of(address);
-        if !plan.inbound {
-            let why = Outcome::NotCaptured("inbound connections are the pod's own");
-            self.push(Way::Arrival, family, why);
-            return Ok(());
-        }
-        self.arrivals.push(Arrival {
-            way: Way::Arrival,
-            from: None,
-            to: SocketAddr::new(address, PORT),
-            want: Want::Port(INBOUND_PORT),
-            listener: listen(family, INBOUND_PORT, ports)?,
-        });
-        let port = match &plan.probe_ports {
-            ProbePorts::Any => PORT,
-            ProbePorts::Only(ports) => match ports.first() {
-                Some(port) => *port,
-                None => {
-                    let why = Outcome::NotCaptured("the pod declares no probe");
-                    self.push(Way::Kubelet, family, why);
-                    return Ok(());
-                }
-            },
-        };
-        let from = match family {
-            Family::V4 => plan.probe_v4.into(),
-            Family::V6 => plan.probe_v6.into(),
-        };
-        self.arrivals.push(Arrival {
-            way: Way::Kubelet,
-            from: Some(from),
-            to: SocketAddr::new(address, port),
-            want: Want::Untouched,
-            // The application's port may be its own already.
-            listener: listen(family, port, Ports::Ours)?,
-        });
-        Ok(())
-    }
-
     fn push(&mut self, way: Way, family: Family, outcome: Outcome) {
         self.report.findings.push(Finding { way, family, outcome });
     }
@@ -282,43 +230,6 @@ impl AmbientInside {
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report
-    }
-
-    /// Proves what arrives from outside: called in the node's namespace. A node that
-    /// does not reach the pod proves nothing and is no error; the report says so.
-    ///
-    /// # Errors
-    ///
-    /// As [`ambient_inside`].
-    pub fn finish(mut self) -> Result<Report, ProbeError> {
-        // All listeners stay to the end: without the inbound one, a probe that is
-        // captured would be refused and not seen.
-        let arrivals = std::mem::take(&mut self.arrivals);
-        for arrival in &arrivals {
-            let outcome = self.arrive(arrival)?;
-            self.push(arrival.way, Family::of(arrival.to.ip()), outcome);
-        }
-        Ok(self.report)
-    }
-
-    fn arrive(&mut self, arrival: &Arrival) -> Result<Outcome, ProbeError> {
-        let Arrival { way, from, to, want, ref listener } = *arrival;
-        let not_proved =
-            |errno: Errno| Outcome::NotProved(format!("node to {to}: {}", errno.desc()));
-        let dial = match Dial::deaf(to, from, None) {
-            Ok(dial) => dial,
-            Err(errno) => return Ok(not_proved(errno)),
-        };
-        let redirected = matches!(want, Want::Port(_));
-        if let (Some(listener), true) = (listener, redirected) {
-            listener.admit(dial.source().port()).map_err(socket("filter a listener"))?;
-        }
-        if let Err(errno) = dial.connect() {
-            return Ok(not_proved(errno));
-        }
-        let port = if let Want::Port(port) = want { port } else { 0 };
-        let seen = self.tracker.watch(&dial, to, port)?;
-        judge(way, to, want, &seen, listener.is_some())
     }
 }
 

@@ -4,7 +4,7 @@ use crate::iptables::Iptables;
 use crate::netns::{Netns, within};
 use crate::nftables::Nftables;
 use crate::process::Command;
-use redirect::ambient::{PROBE_V4, PROBE_V6};
+use redirect::ambient::{PROBE_V4, PROBE_V6, ProbePorts};
 use redirect::compile::ambient;
 use redirect::desired::{Action, ChainKind, Desired, Form, Match, TableKind};
 use std::net::{TcpListener, TcpStream};
@@ -150,11 +150,13 @@ fn a_ztunnel_that_listens_hears_nothing_of_it() {
     let world = World::new();
     world.apply(&Nftables::new(), &ours(&plan()));
     let listeners = ztunnel(&world);
-    let report = world.prove(&plan(), Ports::Ztunnels).unwrap();
-    for way in [Way::Outbound, Way::Dns, Way::Arrival] {
-        for family in [Family::V4, Family::V6] {
-            let outcome = outcome(&report, way, family);
-            assert!(matches!(outcome, Outcome::Accepted(_)), "{way} {family:?}: {report}");
+    for ports in [Ports::Ztunnels, Ports::Ours] {
+        let report = world.prove(&plan(), ports).unwrap();
+        for way in [Way::Outbound, Way::Dns, Way::Arrival] {
+            for family in [Family::V4, Family::V6] {
+                let outcome = outcome(&report, way, family);
+                assert!(matches!(outcome, Outcome::Accepted(_)), "{way} {family:?}: {report}");
+            }
         }
     }
     for listener in &listeners {
@@ -262,6 +264,28 @@ fn replies_without_their_route_are_missed() {
     within(&world.pod, || crate::routing::remove(&crate::routing::everything()).unwrap()).unwrap();
     let error = world.prove(&plan(), Ports::Ours).unwrap_err();
     assert!(matches!(error, ProbeError::Escaped { way: Way::Reply, .. }), "{error}");
+}
+
+#[test]
+fn ipv6_without_loopback_is_captured_and_lost() {
+    let world = World::new();
+    within(&world.pod, || {
+        std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
+        assert_eq!(crate::routing::ipv6().unwrap(), Ipv6::NoLoopback);
+    })
+    .unwrap();
+    let plan = AmbientPlan { ipv6: Ipv6::NoLoopback, ..plan() };
+    world.apply(&Nftables::new(), &ours(&plan));
+    let report = world.prove(&plan, Ports::Ours).unwrap();
+    assert!(matches!(outcome(&report, Way::Outbound, Family::V4), Outcome::Proved(_)));
+    assert!(matches!(outcome(&report, Way::Outbound, Family::V6), Outcome::NotProved(_)));
+    assert!(!report.is_complete(), "{report}");
+    let to: SocketAddr = "[fd08::1]:80".parse().unwrap();
+    let _server = within(&world.node, || TcpListener::bind(to).unwrap()).unwrap();
+    let dial = || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok();
+    assert!(!within(&world.pod, dial).unwrap(), "nothing goes round ztunnel");
+    within(&world.pod, || Nftables::new().remove().unwrap()).unwrap();
+    assert!(within(&world.pod, dial).unwrap(), "the test can see it");
 }
 
 #[test]
