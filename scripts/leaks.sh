@@ -48,7 +48,6 @@ clean_leftovers() {
   while read -r dir; do
     pid=${dir##*/sluice-e2e-}
     [ ! -d "/proc/${pid%%-*}" ] || continue
-    say "removing the cgroup $dir, left by a run that was killed"
     for _ in 1 2 3 4 5; do
       find "$dir" -depth -type d -exec rmdir {} + 2>/dev/null || true
       [ -d "$dir" ] || break

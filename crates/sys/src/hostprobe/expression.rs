@@ -67,7 +67,6 @@ pub(super) fn expressions(rule: &[Term]) -> Vec<Expression> {
 }
 
 fn write_term(list: &mut Vec<Expression>, term: Term) {
-    let flags = |name: &'static str| lookup(name);
     match term {
         Term::Tcp(family) => {
             list.push(meta(KEY_NFPROTO));
@@ -78,7 +77,7 @@ fn write_term(list: &mut Vec<Expression>, term: Term) {
         Term::ToTarget(family) => {
             let mut registers = Registers { first: 0 };
             end(list, &mut registers, family, false);
-            list.push(flags(targets_set(family)));
+            list.push(lookup(targets_set(family)));
         }
         Term::Cgroup { level, id } => {
             list.push(Expression {
@@ -102,34 +101,33 @@ fn write_term(list: &mut Vec<Expression>, term: Term) {
         }
         Term::Known(family) => {
             flow(list, family);
-            list.push(flags(flows_set(family)));
+            list.push(lookup(flows_set(family)));
         }
         Term::Forget(family) => {
             flow(list, family);
             list.push(dynamic(flows_set(family), DYNSET_DELETE));
         }
-        Term::Snat(source) => {
-            let (family, bytes) = match source {
-                IpAddr::V4(source) => (Family::V4, source.octets().to_vec()),
-                IpAddr::V6(source) => (Family::V6, source.octets().to_vec()),
-            };
-            list.push(Expression {
-                name: "immediate",
-                attributes: vec![
-                    (IMMEDIATE_DREG, number(REG_1)),
-                    (IMMEDIATE_DATA, Value::Data(bytes)),
-                ],
-            });
-            list.push(Expression {
-                name: "nat",
-                attributes: vec![
-                    (NAT_TYPE, number(NAT_SOURCE)),
-                    (NAT_FAMILY, number(nfproto(family).into())),
-                    (NAT_ADDR_MIN, number(REG_1)),
-                ],
-            });
-        }
+        Term::Snat(source) => translate(list, source),
     }
+}
+
+fn translate(list: &mut Vec<Expression>, source: IpAddr) {
+    let bytes = match source {
+        IpAddr::V4(source) => source.octets().to_vec(),
+        IpAddr::V6(source) => source.octets().to_vec(),
+    };
+    list.push(Expression {
+        name: "immediate",
+        attributes: vec![(IMMEDIATE_DREG, number(REG_1)), (IMMEDIATE_DATA, Value::Data(bytes))],
+    });
+    list.push(Expression {
+        name: "nat",
+        attributes: vec![
+            (NAT_TYPE, number(NAT_SOURCE)),
+            (NAT_FAMILY, number(nfproto(Family::of(source)).into())),
+            (NAT_ADDR_MIN, number(REG_1)),
+        ],
+    });
 }
 
 pub(super) fn nfproto(family: Family) -> u8 {
