@@ -195,6 +195,8 @@ fn ports<'a>(table: &'a str, state: Option<&'a str>) -> impl Iterator<Item = u16
 pub(super) struct Seen {
     /// How rules and routing differ from the plan.
     pub(super) diff: Diff,
+    /// The plan is what was programmed, as far as settings go.
+    pub(super) same: bool,
     /// See [`super::answer::Rules`].
     pub(super) generation: Option<u32>,
     /// Packets by port; nftables only.
@@ -210,7 +212,9 @@ pub(super) fn look(known: &Known, backend: &NodeBackend, record: &Record) -> Res
     let diff = backend.observe(&plan)?;
     let captured = sys::nftables::captured().ok().filter(|counts| !counts.is_empty());
     let generation = captured.as_ref().and_then(|_| sys::nftables::generation().ok());
-    Ok(Seen { diff, generation, captured })
+    // The agent's own settings may have changed, and count.
+    let same = known.is_certain() || crate::backend::rules_hash(&plan) == record.rules;
+    Ok(Seen { diff, same, generation, captured })
 }
 
 /// One of the pod's addresses is in the calling thread's namespace.

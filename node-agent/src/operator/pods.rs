@@ -25,6 +25,10 @@ const WORKERS: usize = 8;
 /// How long all looks may take: a table that is not there helps nobody.
 const LIMIT: Duration = Duration::from_secs(6);
 
+/// Without an agent, what must be there is known only as far as the environment has its
+/// settings.
+pub(super) const UNKNOWN_SETTINGS: &str = "the agent's settings are not those of this environment (AMBIENT_*, ISTIO_OUTBOUND_*, ...), so what must be there is not known";
+
 /// Standings, as they are told.
 pub(super) const VERIFIED: &str = "verified";
 const UNVERIFIED: &str = "unverified";
@@ -154,14 +158,11 @@ fn row(known: &Known, places: &Places, id: &SandboxId, record: &Record, end: Ins
             if seen.diff.is_empty() {
                 VERIFIED.clone_into(&mut row.standing);
                 row.verified_seconds_ago = Some(0);
-            } else if known.is_certain() || row.captured.is_none() {
+            } else if seen.same {
                 EXPOSED.clone_into(&mut row.standing);
                 row.reason = Some(format!("rules differ: {}", kernel::short(&seen.diff)));
             } else {
-                row.reason = Some(format!(
-                    "rules differ from what settings of the environment want: {}",
-                    kernel::short(&seen.diff)
-                ));
+                row.reason = Some(UNKNOWN_SETTINGS.to_owned());
             }
         }
         Err(why) => row.reason = Some(format!("cannot be looked at: {why}")),

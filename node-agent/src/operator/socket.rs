@@ -8,6 +8,7 @@ use crate::server::{Socket, SocketError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
@@ -19,6 +20,9 @@ const MAX_CONNECTIONS: usize = 8;
 
 /// How long an answer may take to be made: a step that hangs must be seen as such.
 const ANSWER: Duration = Duration::from_secs(20);
+
+/// How long the end of a connection is waited for: it is there already, or not.
+const LINGER: Duration = Duration::from_millis(5);
 
 /// How often it is looked whether the socket can be found.
 const LOOK: Duration = Duration::from_secs(1);
@@ -78,9 +82,23 @@ async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
     let page = match responder::read(&mut stream, MAX_BODY).await {
         Ok(None) => return,
         Err(refusal) => refusal,
+        Ok(Some(request)) if has_left(&mut stream).await => {
+            tracing::warn!(
+                path = request.path,
+                "an operator went away before the answer; nothing was done"
+            );
+            return;
+        }
         Ok(Some(request)) => answer(request, desk).await,
     };
     responder::write(&mut stream, &page, true).await;
+}
+
+/// Who asked waits no more. A command that had no answer from an agent that hung, and
+/// said so, must not be carried out when the agent goes on minutes later.
+async fn has_left(stream: &mut UnixStream) -> bool {
+    let mut more = [0; 1];
+    matches!(tokio::time::timeout(LINGER, stream.read(&mut more)).await, Ok(Ok(0) | Err(_)))
 }
 
 async fn answer(request: Request, desk: Arc<Desk>) -> Page {
