@@ -4,7 +4,7 @@
 use crate::failure::causes;
 use redirect::ambient::AmbientPlan;
 use redirect::compile::{ambient, compile};
-use redirect::desired::{Desired, Dialect, Form};
+use redirect::desired::{Desired, Dialect, Form, Routing};
 use redirect::net::Family;
 use redirect::plan::Plan;
 use std::sync::{Arc, OnceLock};
@@ -314,6 +314,11 @@ pub(crate) fn rules_hash(plan: &dyn Rules) -> String {
     }
     add(&format!("{:?}", desired.routing));
     format!("{hash:016x}")
+}
+
+/// The routing of a plan, the same in every form.
+pub(crate) fn routing_of(plan: &dyn Rules) -> Routing {
+    plan.rules(Form::Sluice).routing
 }
 
 /// True when a form of the plan holds in the backend's own dialect.

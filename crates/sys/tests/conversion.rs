@@ -65,6 +65,10 @@ fn run(program: &str, args: &[&str], input: &str) {
 /// Says who it is, then echoes; ends with the test's process.
 fn serve(port: u16, name: u8) {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+    if name == b'z' {
+        // As ztunnel does; what it accepts has the mark too.
+        setsockopt(&listener, sockopt::Mark, &MARK).unwrap();
+    }
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
             std::thread::spawn(move || -> std::io::Result<()> {

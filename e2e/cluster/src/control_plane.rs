@@ -17,19 +17,12 @@ pub const ADDRESS: &str = "172.31.77.1";
 /// The addresses of all pods.
 pub const PODS: &str = "10.244.0.0/16";
 
-/// The keys that tokens of service accounts are signed with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenKeys {
-    /// Those that the cluster starts with.
-    First,
-    /// Others: no token that was given out before is good any more.
-    Second,
-}
-
 /// The control plane; dropped in this order.
 #[derive(Debug)]
 pub struct ControlPlane {
     apiserver: Option<Daemon>,
+    /// What tokens of service accounts are signed with: names of files.
+    token_keys: [&'static str; 2],
     controllers: Vec<Daemon>,
     _etcd: Daemon,
     packages: Packages,
@@ -75,6 +68,7 @@ impl ControlPlane {
         let policy = scratch.file("audit-policy.json", &audit_policy().to_string())?;
         let mut plane = Self {
             apiserver: None,
+            token_keys: ["tokens", "tokens-2"],
             controllers: Vec::new(),
             _etcd: etcd,
             packages: packages.clone(),
@@ -84,7 +78,7 @@ impl ControlPlane {
             policy,
             network,
         };
-        plane.start_api(TokenKeys::First)?;
+        plane.start_api()?;
         // Not before: they give up when it takes it long.
         plane.start_controllers(scratch)?;
         let client = plane.client();
@@ -132,8 +126,8 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When it does not become ready.
-    pub fn start_api(&mut self, keys: TokenKeys) -> Result<()> {
-        let keys = if keys == TokenKeys::First { "tokens" } else { "tokens-2" };
+    pub fn start_api(&mut self) -> Result<()> {
+        let keys = self.token_keys[0];
         let file = |name: &str| self.pki.file(name);
         let arguments = [
             "--etcd-servers=http://127.0.0.1:12379".to_owned(),
@@ -168,6 +162,11 @@ impl ControlPlane {
         until_ok("the API server", PATIENCE, || {
             client.run(&["get", "--raw=/readyz"]).map(drop).context("not ready")
         })
+    }
+
+    /// Makes the API server, from its next start on, take no token that was given out.
+    pub fn change_token_keys(&mut self) {
+        self.token_keys.swap(0, 1);
     }
 
     /// Kills the API server.

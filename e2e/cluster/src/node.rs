@@ -1,6 +1,6 @@
 //! A node: containerd, kubelet and kube-proxy, at their default paths.
 //!
-//! Its disk is held by a process of its own, so that [`Node::restart`] finds it as it
+//! Its disk is held by a process of its own, so that the next boot finds it as it
 //! was; everything else of a node, its network too, goes with its first process.
 
 use crate::control_plane::{self, ADDRESS, ControlPlane};

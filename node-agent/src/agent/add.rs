@@ -92,7 +92,11 @@ impl Agent {
         let (done, inside) = within_pod(netns, host, || self.program(pod)).map_err(|error| {
             Failure::new(code::INVALID_NETNS, causes(&error), "the runtime makes a new sandbox")
         })??;
-        let report = inside.finish(netns).map_err(|error| not_proved(&error))?;
+        // Half of what is left is for a node that has to look for the pod; the rest for
+        // the record and another family.
+        let now = Instant::now();
+        let until = now + deadline.saturating_duration_since(now) / 2;
+        let report = inside.finish(netns, until).map_err(|error| not_proved(&error))?;
         in_time(deadline, "the record was written")?;
         let mut record = self.record(request, netns, pod, &done);
         if let Some(id) = sandbox {

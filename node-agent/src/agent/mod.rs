@@ -6,6 +6,7 @@ mod ambient;
 mod audit;
 mod busy;
 mod check;
+mod drift;
 mod hints;
 mod hosts;
 mod running;

@@ -5,7 +5,7 @@ mod selftest;
 
 use super::Agent;
 use super::hosts::Hosts;
-use crate::ambient::{Ambient, Node, Options, Samples};
+use crate::ambient::{Ambient, Figures, Node, Options, Samples};
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
 use crate::health::Health;
@@ -159,7 +159,11 @@ async fn serve(
     });
     let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
     let agent = Arc::new(agent);
-    let ambient = node.map(|node| Ambient::start(node, health.beats("ambient", SILENCE)));
+    let figures = Arc::new(Figures::default());
+    let audited = health.beats("drift", HOUSE_SILENCE);
+    agent.keep_captured(Arc::clone(&figures), args.audit(), audited)?;
+    let ambient = node
+        .map(|node| Ambient::start(node, Arc::clone(&figures), health.beats("ambient", SILENCE)));
     let ambient = ambient.transpose()?;
     if let Some(ambient) = &ambient {
         agent.serve_ambient(Arc::clone(ambient));
@@ -179,9 +183,7 @@ async fn serve(
     let counted = Arc::clone(&agent);
     let escaped = move || counted.escaped();
     let mut metrics = Metrics::new(Arc::clone(&health), looked_at, kind, escaped);
-    if let Some(ambient) = &ambient {
-        metrics.also(Box::new(Samples(Arc::clone(ambient.figures()))));
-    }
+    metrics.also(Box::new(Samples(figures)));
     let metrics = Arc::new(metrics);
     if let Some(port) = metrics_port {
         let metrics = Arc::clone(&metrics);

@@ -6,6 +6,7 @@ use super::driver::Input;
 use super::jobs::{Held, Job, Jobs, Key, Kind, Work};
 use super::node::{Node, id};
 use super::subject;
+use crate::backend::routing_of;
 use crate::failure::causes;
 use crate::repair::place::{self, Survey};
 use crate::source::follow::Told;
@@ -179,12 +180,11 @@ fn inside(
         let before = nftables::generation().ok();
         let ipv6 = routing::ipv6().map_err(|error| causes(&error))?;
         let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
-        let want = redirect::compile::ambient(&plan, redirect::desired::Form::Sluice);
         let known = last.filter(|seen| Some(seen.generation) == before);
         let thorough = node.backend.kind() == BackendKind::Iptables
             && known.is_some_and(|seen| seen.looks + 1 == THOROUGH);
         if known.is_some() && !thorough {
-            let missing = routing::missing(&want.routing).map_err(|error| causes(&error))?;
+            let missing = routing::missing(&routing_of(&plan)).map_err(|error| causes(&error))?;
             if missing.is_empty() {
                 return Ok((Verdict::Fine, before));
             }

@@ -110,7 +110,7 @@ impl Figures {
     }
 
     /// A pod stands so from now on.
-    pub(super) fn stands(&self, uid: &PodUid, standing: Standing) {
+    pub(crate) fn stands(&self, uid: &PodUid, standing: Standing) {
         let now = Instant::now();
         let mut inner = self.lock();
         if let Some(before) = inner.pods.remove(uid)

@@ -2,19 +2,15 @@
 //! host's processes; never the host's, and only with one of the pod's addresses in it.
 
 use super::jobs::{Held, Outcome, Outcomes};
-use super::node::{Node, has_one, id};
+use super::node::{Node, id};
 use crate::failure::causes;
 use crate::record::{Record, SandboxId};
 use crate::repair::place::{self, Place, Survey};
 use ambient::event::{self, Failure, Identity};
 use ambient::id::{PodUid, StepId};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use sys::netns::{Netns, NetnsId, within};
-
-/// Where a path of the host's is seen from the agent's container.
-const HOST: &str = "/host";
+use sys::netns::{Netns, NetnsId};
 
 /// A pod that is looked for.
 #[derive(Debug)]
@@ -179,16 +175,6 @@ fn held(netns: Arc<Netns>, name: &SandboxId, record: &Record) -> Held {
 /// The recorded namespace by its path, if that is still it and has an address of the
 /// pod.
 fn open(node: &Node, record: &Record, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
-    if record.path.is_empty() {
-        return None;
-    }
-    let path = Path::new(&record.path);
-    let mounted = PathBuf::from(format!("{HOST}{}", record.path));
-    let mut found = [mounted.as_path(), path].into_iter().filter_map(|p| Netns::open(p).ok());
-    let netns = found.find(|netns| netns.id() == netns_of(record))?;
-    if node.hosts.contains(netns.id()) {
-        return None;
-    }
-    let has = within(&netns, sys::routing::addresses).ok()?.ok()?;
-    has_one(&has, addresses).then(|| Arc::new(netns))
+    let netns = place::by_path(&record.path, netns_of(record), addresses)?;
+    (!node.hosts.contains(netns.id())).then_some(netns)
 }

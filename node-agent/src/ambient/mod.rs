@@ -100,10 +100,14 @@ impl Ambient {
     ///
     /// # Errors
     /// When there is no socket or no thread.
-    pub(crate) fn start(node: Node, beat: Arc<Beat>) -> Result<Arc<Self>, ServeError> {
+    pub(crate) fn start(
+        node: Node,
+        figures: Arc<Figures>,
+        beat: Arc<Beat>,
+    ) -> Result<Arc<Self>, ServeError> {
         let (inputs, receiver) = channel();
         let config = Config::default();
-        let (node, figures) = (Arc::new(node), Arc::new(Figures::default()));
+        let node = Arc::new(node);
         let ztunnels = Ztunnels::serve(&node.options.socket, config.window, inputs.clone())?;
         let found = inputs.clone();
         let backend = Arc::clone(&node.backend);

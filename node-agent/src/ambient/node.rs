@@ -8,7 +8,6 @@ use crate::record::{Record, Records, SandboxId};
 use crate::source::Pods;
 use ambient::id::NetnsId;
 use redirect::enroll;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -57,9 +56,4 @@ pub(super) fn id(netns: sys::netns::NetnsId) -> NetnsId {
 pub(super) fn record_name(held: &Held, uid: &str) -> Option<SandboxId> {
     let own = held.sandbox.as_deref().and_then(|id| SandboxId::new(id).ok());
     own.or_else(|| SandboxId::of_found(uid).ok())
-}
-
-/// One of the pod's addresses is among those that the namespace has.
-pub(super) fn has_one(has: &[IpAddr], wanted: &[IpAddr]) -> bool {
-    wanted.iter().any(|ip| has.contains(&ip.to_canonical()))
 }

@@ -13,11 +13,15 @@ use redirect::ambient::AmbientPlan;
 use redirect::pod::Pod;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 use sys::backend::Applied;
 use sys::conntrack::{Queries, flush_dns};
 use sys::netns::{NetnsError, within_pod};
 use sys::probe::{AmbientInside, Ports, ProbeError, ambient_inside};
 use sys::routing;
+
+/// How long a node that has to look for the pod is waited for.
+const ARRIVAL: Duration = Duration::from_secs(1);
 
 /// How a failure begins that is one of the proof.
 pub(crate) const NOT_PROVED: &str = "capture is not proved";
@@ -46,7 +50,8 @@ pub(super) fn program(
     let done =
         within_pod(&held.netns, node.hosts.own(), || inside(node, told, held, ports, abandoned))
             .map_err(|error| unreachable(&error))??;
-    let report = done.proof.finish().map_err(|error| not_proved(&error))?;
+    let until = Instant::now() + ARRIVAL;
+    let report = done.proof.finish(until).map_err(|error| not_proved(&error))?;
     tracing::info!(
         ns = pod.namespace,
         pod = pod.name,

@@ -109,6 +109,11 @@ impl AgentArgs {
         &self.policy
     }
 
+    /// How often every captured pod is looked at.
+    pub(crate) fn audit(&self) -> std::time::Duration {
+        self.ambient.audit()
+    }
+
     /// Settings of ambient mode; `None` when it is off.
     ///
     /// # Errors

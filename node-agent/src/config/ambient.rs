@@ -94,7 +94,7 @@ impl AmbientArgs {
         Ok(Options {
             socket: self.ztunnel_uds_address.clone(),
             system_namespace: self.system_namespace.clone(),
-            audit: Duration::from_secs(self.audit_seconds.max(1).into()),
+            audit: self.audit(),
             capture: AmbientConfig {
                 dns_capture: self.ambient_dns_capture.is_on(),
                 ipv6: self.ambient_ipv6.is_on(),
@@ -102,6 +102,11 @@ impl AmbientArgs {
                 probe_v6,
             },
         })
+    }
+
+    /// See the option.
+    pub(super) fn audit(&self) -> Duration {
+        Duration::from_secs(self.audit_seconds.max(1).into())
     }
 
     pub(super) fn switches(&self) -> [(&'static str, &Switch); 2] {

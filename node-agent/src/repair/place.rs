@@ -17,6 +17,9 @@ use sys::netns::{Netns, NetnsId, within};
 /// The host's processes, as Istio's chart mounts them, and as they are without.
 const ROOTS: [&str; 2] = ["/host/proc", "/proc"];
 
+/// Where paths of the host are seen from the agent's container.
+const HOST: &str = "/host";
+
 /// Longest file of a process that is read.
 const MAX_CGROUP: usize = 64 << 10;
 
@@ -233,6 +236,20 @@ pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceErro
 pub(crate) fn entrances(root: &Path) -> Result<HashMap<NetnsId, PathBuf>, PlaceError> {
     let all = processes(root)?.into_iter();
     Ok(all.map(|(process, id)| (id, process.join("ns/net"))).collect())
+}
+
+/// The namespace at a path of the host's, if it is that one and has one of the
+/// addresses.
+pub(crate) fn by_path(path: &str, id: NetnsId, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
+    if path.is_empty() {
+        return None;
+    }
+    let mounted = PathBuf::from(format!("{HOST}{path}"));
+    let paths = [mounted.as_path(), Path::new(path)];
+    let mut found = paths.into_iter().filter_map(|path| Netns::open(path).ok());
+    let netns = found.find(|netns| netns.id() == id)?;
+    let has = within(&netns, sys::routing::addresses).ok()?.ok()?;
+    addresses.iter().any(|ip| has.contains(&ip.to_canonical())).then(|| Arc::new(netns))
 }
 
 /// The namespaces that some process is in.

@@ -48,6 +48,21 @@ fn wait_until_up(ns: &Netns, interface: &str) {
     }
 }
 
+/// Waits until the machine reaches a sandbox: the neighbour answers, and an IPv6 address
+/// has the local route that comes from a work queue.
+fn wait_until_reached(host: &Netns, address: &str) {
+    // Nobody listens on the port, so an answer is a refusal.
+    let target = std::net::SocketAddr::new(address.parse().unwrap(), 9);
+    let end = Instant::now() + Duration::from_secs(20);
+    let answers = || {
+        let dialled = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(3));
+        dialled.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    while !within(host, answers).unwrap() {
+        assert!(Instant::now() < end, "the machine does not reach {address}");
+    }
+}
+
 /// The machine's network, its agent's directories, and the agent when it runs.
 pub(crate) struct Lab {
     pub(crate) host: Netns,
@@ -174,6 +189,7 @@ impl Lab {
             pod.address
         );
         run(&pod.ns, "ip", &["-batch", "-"], &batch);
+        wait_until_reached(&self.host, &pod.address);
         pod
     }
 
@@ -185,6 +201,7 @@ impl Lab {
             "address add fd09:{number}::2/64 dev eth0 nodad\nroute add default via fd09:{number}::1\n"
         );
         run(&pod.ns, "ip", &["-batch", "-"], &batch);
+        wait_until_reached(&self.host, &format!("fd09:{number}::2"));
         pod
     }
 

@@ -275,10 +275,15 @@ impl World {
                 assert!(self.open.remove(&request), "{request:?} answered twice");
                 if result.is_ok() {
                     let asked = self.history.iter().rev().find_map(|e| match e {
-                        Event::Add { request: r, uid, .. } if *r == request => Some(uid.clone()),
+                        Event::Add { request: r, uid, netns, .. } if *r == request => {
+                            Some((uid.clone(), *netns))
+                        }
                         _ => None,
                     });
-                    self.evidence(&asked.expect("an answer to what was never asked"));
+                    let (uid, netns) = asked.expect("an answer to what was never asked");
+                    let at = self.machine.pod(&uid).and_then(|p| p.netns);
+                    assert_eq!(at, Some(netns), "{uid}: captured, but not where it was asked for");
+                    self.evidence(&uid);
                 }
             }
             Action::Timer { timer, .. } => self.timers.push(timer),

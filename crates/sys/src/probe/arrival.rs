@@ -2,11 +2,13 @@
 
 use super::endpoint::{Fate, Listener};
 use super::report::{Outcome, ProbeError, Way};
-use super::{attempt, escaped};
+use super::{ATTEMPT, attempt, escaped};
 use crate::netns::{Netns, within};
+use crate::routing::is_unresolved;
 use nix::errno::Errno;
 use redirect::net::Family;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 /// A connection to be made from the node.
 #[derive(Debug)]
@@ -19,12 +21,26 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    pub(super) fn prove(&self, port: u16, pod: &Netns) -> Result<Outcome, ProbeError> {
+    /// Until `until` as long as the kernel does not know where to send: it asks for a
+    /// neighbour's address once a second, and a busy machine's fresh link loses that.
+    pub(super) fn prove(
+        &self,
+        port: u16,
+        pod: &Netns,
+        until: Instant,
+    ) -> Result<Outcome, ProbeError> {
         let dial = || attempt(None, None, self.target, self.listener.as_ref());
         let not_proved = |errno: Errno| {
             Ok(Outcome::NotProved(format!("node to {}: {}", self.target, errno.desc())))
         };
-        match dial() {
+        let mut fate = dial();
+        while fate == Ok(Fate::Silence)
+            && Instant::now() + ATTEMPT < until
+            && is_unresolved(self.target.ip()).unwrap_or(false)
+        {
+            fate = dial();
+        }
+        match fate {
             Ok(Fate::Arrived) => Ok(Outcome::Proved(self.target)),
             Ok(Fate::Elsewhere) if self.listener.is_none() && self.exclusive => {
                 Ok(Outcome::Accepted(self.target))

@@ -251,14 +251,15 @@ impl Inside {
 
     /// Proves what arrives from outside: called in the node's namespace, with the
     /// pod's to look at when a connection is refused. A node that does not reach the
-    /// pod proves nothing and is no error; the report says so.
+    /// pod proves nothing and is no error; the report says so. What is on its way to
+    /// be reached is waited for, at most until `until`.
     ///
     /// # Errors
     ///
     /// [`ProbeError::Escaped`] when a connection went elsewhere in the pod.
-    pub fn finish(mut self, pod: &Netns) -> Result<Report, ProbeError> {
+    pub fn finish(mut self, pod: &Netns, until: Instant) -> Result<Report, ProbeError> {
         for arrival in std::mem::take(&mut self.arrivals) {
-            let outcome = arrival.prove(self.port, pod)?;
+            let outcome = arrival.prove(self.port, pod, until)?;
             self.push(Way::Arrival, Family::of(arrival.target.ip()), outcome);
         }
         Ok(self.report)

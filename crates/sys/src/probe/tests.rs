@@ -25,7 +25,7 @@ fn ip(ns: &Netns, batch: &str) {
 /// Waits until the node reaches the pod. A new interface drops what is sent by it until
 /// the kernel's link watch has run, and an IPv6 address is not asked for before its own
 /// work has; a busy machine puts both off. A lost question for a neighbour is repeated
-/// after a second only, and no proof waits for that long.
+/// after a second only, and who has no patience does not wait for that.
 fn wait_until_reached(node: &Netns) {
     let end = Instant::now() + Duration::from_secs(20);
     for address in addresses() {
@@ -76,7 +76,7 @@ impl World {
             inside(plan, &addresses())
         })
         .unwrap()?;
-        within(&self.node, || inside.finish(&self.pod)).unwrap()
+        within(&self.node, || inside.finish(&self.pod, Instant::now())).unwrap()
     }
 }
 
@@ -142,6 +142,49 @@ fn everything_is_proved_when_the_rules_are_whole() {
             assert!(report.is_complete());
         }
     }
+}
+
+/// The kernel asks for a neighbour once a second, and a busy machine's fresh link loses
+/// the question. Who has time waits for the next; who has none is told.
+#[test]
+fn a_pod_that_is_still_looked_for_is_waited_for() {
+    let world = World::new();
+    let plan = Plan { ipv6: false, ..plan(Mode::Redirect) };
+    let hear = |value: &str| {
+        let knob = "/proc/sys/net/ipv4/conf/eth0/arp_ignore";
+        within(&world.pod, || std::fs::write(knob, value).unwrap()).unwrap();
+    };
+    for (patience, is_proved) in [(Duration::ZERO, false), (Duration::from_secs(20), true)] {
+        let inside = within(&world.pod, || {
+            Nftables::new().apply(&rules(&plan), None).unwrap();
+            inside(&plan, &addresses())
+        });
+        let inside = inside.unwrap().unwrap();
+        hear("8");
+        ip(&world.node, "neigh flush dev v0\n");
+        let report = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(3 * ATTEMPT);
+                hear("0");
+            });
+            let until = Instant::now() + patience;
+            within(&world.node, || inside.finish(&world.pod, until)).unwrap().unwrap()
+        });
+        let arrived = report.findings.iter().find(|found| found.way == Way::Arrival).unwrap();
+        assert_eq!(matches!(arrived.outcome, Outcome::Proved(_)), is_proved, "{report}");
+    }
+    // Nobody is waited for who can be reached and does not answer.
+    let inside = within(&world.pod, || inside(&plan, &addresses())).unwrap().unwrap();
+    let drop = "table inet other { chain c { type filter hook prerouting priority -400; ip daddr 10.8.0.2 tcp dport != 22 drop; }\n }";
+    within(&world.pod, || {
+        Command::new("/usr/sbin/nft").args(["-f", "-"]).stdin(drop.as_bytes()).run().unwrap();
+    })
+    .unwrap();
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs(60);
+    let report = within(&world.node, || inside.finish(&world.pod, until)).unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_eq!(proved(&report), 2, "{report}");
 }
 
 #[test]

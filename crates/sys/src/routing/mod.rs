@@ -8,6 +8,7 @@
 mod address;
 mod family;
 mod loopback;
+mod neighbour;
 mod policy;
 
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests;
 pub use address::{Address, addresses, interface_addresses, interface_names, route_exists};
 pub use family::ipv6;
 pub use loopback::bring_loopback_up;
+pub use neighbour::is_unresolved;
 
 use crate::backend::BackendError;
 use crate::netlink::{Buffer, NetlinkError, Protocol, Socket};

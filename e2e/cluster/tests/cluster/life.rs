@@ -4,7 +4,6 @@ use crate::churn::Churn;
 use crate::serve::{PASSTHROUGH, ask};
 use anyhow::{Context, Result, ensure};
 use e2e_cluster::cluster::{Cluster, SYSTEM, address, name};
-use e2e_cluster::control_plane::TokenKeys;
 use e2e_cluster::images::{FIRST, HUB, SECOND};
 use e2e_cluster::pods::{PORT, injected, plain};
 use e2e_cluster::wait::{PATIENCE, until_ok};
@@ -144,7 +143,8 @@ pub(crate) fn tokens_end(cluster: &mut Cluster) -> Result<()> {
     cluster.namespace(space)?;
     let before = cluster.agents()?;
     cluster.plane.stop_api();
-    cluster.plane.start_api(TokenKeys::Second)?;
+    cluster.plane.change_token_keys();
+    cluster.plane.start_api()?;
     let client = &cluster.client;
     until_ok("agents without a good token", PATIENCE, || {
         for agent in &before {

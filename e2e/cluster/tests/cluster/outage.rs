@@ -4,7 +4,6 @@
 use crate::serve::{PASSTHROUGH, ask};
 use anyhow::{Context, Result, bail, ensure};
 use e2e_cluster::cluster::{Cluster, address, condition, name};
-use e2e_cluster::control_plane::TokenKeys;
 use e2e_cluster::images::FIRST;
 use e2e_cluster::node::{Node, identity};
 use e2e_cluster::pods::{PORT, deployment, injected, plain, service};
@@ -86,7 +85,7 @@ pub(crate) fn api_is_away(cluster: &mut Cluster) -> Result<()> {
         }
     }
 
-    cluster.plane.start_api(TokenKeys::First)?;
+    cluster.plane.start_api()?;
     cluster.wait_nodes()?;
     cluster.wait_agents()?;
     until_ok("the mesh pod is started and captured", PATIENCE, || {

@@ -4,7 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod drift;
 mod enrol;
 mod live;
+mod probe;
 mod restart;
 mod stage;

@@ -93,7 +93,13 @@ impl Stage {
     /// Starts the agent, again after it has ended.
     pub(crate) fn start_agent(&mut self) {
         let Cluster { programs, node, directories, .. } = &self.cluster;
-        let args = ["--backend", self.backend, "--ambient-enabled", "--monitoring-port=15014"];
+        let args = [
+            "--backend",
+            self.backend,
+            "--ambient-enabled",
+            "--monitoring-port=15014",
+            "--audit-seconds=1",
+        ];
         let agent = match &self.server {
             Some(server) => Agent::follow(programs, &node.host, directories, &server.url(), &args),
             None => Agent::launch(programs, &node.host, directories, &args),
@@ -213,7 +219,12 @@ impl Stage {
 
     /// What becomes of a connection.
     pub(crate) fn fate(&self, from: &Namespace, to: SocketAddr) -> Fate {
-        let attempt = attempt(Transport::Tcp, Identity::APP, to);
+        self.fate_as(Identity::APP, from, to)
+    }
+
+    /// What becomes of a connection of somebody.
+    pub(crate) fn fate_as(&self, who: Identity, from: &Namespace, to: SocketAddr) -> Fate {
+        let attempt = attempt(Transport::Tcp, who, to);
         let mut fates = self.cluster.send(from, std::slice::from_ref(&attempt)).unwrap();
         fates.remove(&attempt.label).unwrap()
     }

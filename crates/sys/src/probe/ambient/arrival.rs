@@ -3,11 +3,13 @@
 use super::dial::{Dial, Listener};
 use super::{AmbientInside, Ports, Want, judge, listen, socket};
 use crate::probe::report::{Outcome, ProbeError, Report, Way};
+use crate::routing::is_unresolved;
 use nix::errno::Errno;
 use redirect::ambient::{AmbientPlan, ProbePorts};
 use redirect::net::Family;
 use redirect::plan::INBOUND_PORT;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 /// What is to be dialled from the node.
 #[derive(Debug)]
@@ -68,17 +70,26 @@ impl AmbientInside {
     }
 
     /// Proves what arrives from outside: called in the node's namespace. A node that
-    /// does not reach the pod proves nothing and is no error; the report says so.
+    /// does not reach the pod proves nothing and is no error; the report says so. A pod
+    /// whose hardware address the node is still looking for is waited for, at most
+    /// until `until`.
     ///
     /// # Errors
     ///
     /// As [`super::ambient_inside`].
-    pub fn finish(mut self) -> Result<Report, ProbeError> {
+    pub fn finish(mut self, until: Instant) -> Result<Report, ProbeError> {
         // All listeners stay to the end: without the inbound one, a probe that is
         // captured would be refused and not seen.
         let arrivals = std::mem::take(&mut self.arrivals);
         for arrival in &arrivals {
-            let outcome = self.arrive(arrival)?;
+            let mut outcome = self.arrive(arrival)?;
+            while matches!(outcome, Outcome::NotProved(_))
+                && Instant::now() < until
+                && is_unresolved(arrival.to.ip()).unwrap_or(false)
+            {
+                outcome = self.arrive(arrival)?;
+            }
+
             self.push(arrival.way, Family::of(arrival.to.ip()), outcome);
         }
         Ok(self.report)

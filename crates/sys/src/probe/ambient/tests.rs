@@ -74,7 +74,7 @@ impl World {
 
     fn prove(&self, plan: &AmbientPlan, ports: Ports) -> Result<Report, ProbeError> {
         let inside = within(&self.pod, || ambient_inside(plan, &addresses(), ports)).unwrap()?;
-        within(&self.node, || inside.finish()).unwrap()
+        within(&self.node, || inside.finish(Instant::now() + Duration::from_secs(10))).unwrap()
     }
 }
 
@@ -286,6 +286,36 @@ fn ipv6_without_loopback_is_captured_and_lost() {
     assert!(!within(&world.pod, dial).unwrap(), "nothing goes round ztunnel");
     within(&world.pod, || Nftables::new().remove().unwrap()).unwrap();
     assert!(within(&world.pod, dial).unwrap(), "the test can see it");
+}
+
+/// See the sidecar's: the node asks for the pod once a second.
+#[test]
+fn a_pod_that_is_still_looked_for_is_waited_for() {
+    let world = World::new();
+    let plan = AmbientPlan { ipv6: Ipv6::Absent, ..plan() };
+    world.apply(&Nftables::new(), &ours(&plan));
+    let hear = |value: &str| {
+        let knob = "/proc/sys/net/ipv4/conf/eth0/arp_ignore";
+        within(&world.pod, || std::fs::write(knob, value).unwrap()).unwrap();
+    };
+    for (patience, is_proved) in [(Duration::ZERO, false), (Duration::from_secs(20), true)] {
+        let inside = within(&world.pod, || ambient_inside(&plan, &addresses(), Ports::Ours));
+        let inside = inside.unwrap().unwrap();
+        hear("8");
+        within(&world.node, || ip("neigh flush dev veth0\n")).unwrap();
+        let report = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(1500));
+                hear("0");
+            });
+            let until = Instant::now() + patience;
+            within(&world.node, || inside.finish(until)).unwrap().unwrap()
+        });
+        for way in [Way::Arrival, Way::Kubelet] {
+            let outcome = outcome(&report, way, Family::V4);
+            assert_eq!(matches!(outcome, Outcome::Proved(_)), is_proved, "{report}");
+        }
+    }
 }
 
 #[test]
