@@ -21,18 +21,23 @@ pub(crate) struct AskArgs {
     /// How the answer looks.
     #[arg(long, short, value_enum, default_value = "table")]
     pub(crate) output: OutputFormat,
-    /// The agent's run directory.
-    #[arg(long, value_name = "DIR", env = "SLUICE_RUN_DIR", default_value_os_t = run_dir())]
-    pub(crate) run_dir: PathBuf,
+    /// The agent's run directory [default: /var/run/istio-cni].
+    #[arg(long, value_name = "DIR", env = "CNI_AGENT_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// The same.
+    #[arg(long = "sluice-run-dir", value_name = "DIR", env = "SLUICE_RUN_DIR", hide = true)]
+    own_run_dir: Option<PathBuf>,
     /// How long the agent has for an answer.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
 }
 
-/// Istio's variable counts too, as with the agent.
-fn run_dir() -> PathBuf {
-    let own = std::env::var_os("CNI_AGENT_RUN_DIR").map(PathBuf::from);
-    own.unwrap_or_else(|| PathBuf::from(wire::request::DEFAULT_RUN_DIR))
+impl AskArgs {
+    /// The agent's run directory, as the agent itself takes it.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        let given = self.run_dir.as_ref().or(self.own_run_dir.as_ref());
+        given.cloned().unwrap_or_else(|| PathBuf::from(wire::request::DEFAULT_RUN_DIR))
+    }
 }
 
 /// Options of `verify`.

@@ -73,7 +73,7 @@ pub(super) fn id_of(record: &Record) -> NetnsId {
 /// What a pod's rules are made of.
 pub(super) enum Planned {
     /// For its sidecar.
-    Sidecar(Plan),
+    Sidecar(Box<Plan>),
     /// For ztunnel.
     Ambient(AmbientPlan),
 }
@@ -95,7 +95,9 @@ impl Planned {
     pub(super) fn of(known: &Known, record: &Record) -> Result<Self, String> {
         if record.ambient.is_none() {
             let plan = redirect::sidecar::plan(&record.pod(), &known.policy, &record.addresses);
-            return plan.map(Self::Sidecar).map_err(|error| error.to_string());
+            return plan
+                .map(|plan| Self::Sidecar(Box::new(plan)))
+                .map_err(|error| error.to_string());
         }
         let options = known.options.as_ref().ok_or("ambient mode is off")?;
         let ipv6 = sys::routing::ipv6().map_err(|error| causes(&error))?;

@@ -34,13 +34,19 @@ enum Backends {
 impl Known {
     /// The agent's own.
     pub(crate) fn of_agent(
-        records: Arc<Records>,
-        policy: Config,
-        options: Option<Options>,
-        hosts: Arc<Hosts>,
-        backend: Arc<NodeBackend>,
+        records: &Arc<Records>,
+        policy: &Config,
+        options: Option<&Options>,
+        hosts: &Arc<Hosts>,
+        backend: &Arc<NodeBackend>,
     ) -> Self {
-        Self { records, policy, options, hosts, backends: Backends::Own(backend) }
+        Self {
+            records: Arc::clone(records),
+            policy: policy.clone(),
+            options: options.cloned(),
+            hosts: Arc::clone(hosts),
+            backends: Backends::Own(Arc::clone(backend)),
+        }
     }
 
     /// Without an agent.

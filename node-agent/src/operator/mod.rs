@@ -44,7 +44,7 @@ const PROGRESS: Duration = Duration::from_millis(250);
 /// # Errors
 /// When nothing can be told.
 pub(crate) fn pods(args: &AskArgs) -> Result<ExitCode> {
-    let client = Client::new(&args.run_dir, args.timeout)?;
+    let client = Client::new(&args.run_dir(), args.timeout)?;
     let (answer, code) = match client.get::<Pods>("/v1/pods") {
         Ok(answer) => (answer, ExitCode::SUCCESS),
         Err(error) if error.is_absence() => {
@@ -63,7 +63,7 @@ pub(crate) fn pods(args: &AskArgs) -> Result<ExitCode> {
 /// # Errors
 /// When it does not answer.
 pub(crate) fn status(args: &AskArgs) -> Result<ExitCode> {
-    let answer: Status = Client::new(&args.run_dir, args.timeout)?.get("/v1/status")?;
+    let answer: Status = Client::new(&args.run_dir(), args.timeout)?.get("/v1/status")?;
     show(args.output, &answer, text::status)?;
     Ok(if answer.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -74,7 +74,7 @@ pub(crate) fn status(args: &AskArgs) -> Result<ExitCode> {
 /// When it is not known which pod is meant, or nothing can be told.
 pub(crate) fn verify(args: &VerifyArgs) -> Result<ExitCode> {
     let name = named(&args.pod)?;
-    let client = Client::new(&args.ask.run_dir, args.ask.timeout)?;
+    let client = Client::new(&args.ask.run_dir(), args.ask.timeout)?;
     let answer = match client.post::<Verify>("/v1/verify", &name) {
         Ok(answer) => answer,
         Err(error) if error.is_absence() => {
@@ -94,7 +94,7 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<ExitCode> {
 /// # Errors
 /// When the agent does not answer.
 pub(crate) fn drain(args: &DrainArgs) -> Result<ExitCode> {
-    let client = Client::new(&args.ask.run_dir, args.ask.timeout)?;
+    let client = Client::new(&args.ask.run_dir(), args.ask.timeout)?;
     let end = Instant::now() + args.wait;
     let mut answer: Drain = client.post("/v1/drain", &())?;
     let mut said = None;
@@ -128,7 +128,7 @@ fn records(args: &AskArgs) -> Result<Known> {
     let settings = environment()?;
     let (policy, options) = (settings.policy().config()?, settings.ambient_options()?);
     let hosts = Hosts::find().context("look for the host's network namespace")?;
-    Ok(Known::of_records(Records::look(&args.run_dir), policy, Some(options), hosts))
+    Ok(Known::of_records(Records::look(&args.run_dir()), policy, Some(options), hosts))
 }
 
 fn named(text: &str) -> Result<Name> {

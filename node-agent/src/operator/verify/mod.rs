@@ -13,6 +13,7 @@ use crate::record::{Record, SandboxId};
 use crate::source::follow::Told;
 use crate::source::kubernetes::object::PodName;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 use sys::hostprobe;
 use sys::netns::{Netns, NetnsError, within};
 use sys::probe::{self, ProbeError, Report};
@@ -21,6 +22,9 @@ use walk::Walk;
 /// Layers without which nothing is known of a pod's capture.
 const ESSENTIAL: [&str; 8] =
     ["source", "decision", "record", "namespace", "rules", "routing", "ztunnel", "listeners"];
+
+/// How long connections from the node are waited for.
+const CANARY: Duration = Duration::from_secs(3);
 
 /// Why nothing can be said about a pod.
 #[derive(Debug, thiserror::Error)]
@@ -136,17 +140,18 @@ fn tried(known: &Known, netns: &Netns, record: &Record) -> Result<Report, String
     let text = |error: ProbeError| causes(&error);
     let entered = |error: NetnsError| causes(&error);
     let plan = within(netns, || Planned::of(known, record)).map_err(entered)??;
+    let until = Instant::now() + CANARY;
     match plan {
         Planned::Sidecar(plan) => {
             let inside = within(netns, || probe::inside(&plan, &record.addresses));
-            inside.map_err(entered)?.map_err(text)?.finish(netns).map_err(text)
+            inside.map_err(entered)?.map_err(text)?.finish(netns, until).map_err(text)
         }
         Planned::Ambient(plan) => {
             let inside = within(netns, || {
                 let own = sys::routing::addresses().map_err(|error| causes(&error))?;
                 probe::ambient_inside(&plan, &own, probe::Ports::Ztunnels).map_err(text)
             });
-            inside.map_err(entered)??.finish().map_err(text)
+            inside.map_err(entered)??.finish(until).map_err(text)
         }
     }
 }
