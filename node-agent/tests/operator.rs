@@ -11,6 +11,7 @@ fn sluice(args: &[&str], run_dir: &Path) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(args)
         .env("SLUICE_RUN_DIR", run_dir)
+        .env_remove("CNI_AGENT_RUN_DIR")
         .stdin(Stdio::null())
         .output()
         .unwrap()
