@@ -1,7 +1,7 @@
 //! The operator's view of a real agent: what `pods`, `status`, `verify` and `drain`
 //! say of pods in order, of pods with each layer broken in turn, and without an agent.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with a figure")]
 
 #[path = "ambient/stage.rs"]
 #[expect(dead_code, reason = "parts of it are for the tests of ambient mode")]
@@ -418,6 +418,33 @@ fn without_an_agent_records_and_kernel_are_told() {
 fn mode_of(path: &std::path::Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn many_pods_are_told_of_at_once() {
+    const PODS: usize = 250;
+    let stage = Stage::with_manifests("many", "nftables");
+    let _ztunnel = stage.ztunnel("zt");
+    let begin = |number: usize| {
+        let name = format!("p{number:03}");
+        let sidecar_too = number.is_multiple_of(2);
+        let manifest = if sidecar_too { sidecar(&stage, &name) } else { stage.manifest(&name) };
+        stage.publish(&manifest);
+        let mut pod = stage.cluster.sandbox(&manifest).unwrap();
+        stage.cluster.attach(&mut pod).unwrap();
+        pod
+    };
+    let _pods: Vec<_> = (0..PODS).map(begin).collect();
+    let begun = Instant::now();
+    let (answer, success) = json_of(&stage, &["pods"]);
+    let took = begun.elapsed();
+    println!("pods: {PODS} told of in {} ms", took.as_millis());
+    let rows = answer["pods"].as_array().unwrap();
+    assert!(success && rows.len() == PODS, "{}", rows.len());
+    for row in rows {
+        assert_eq!((&row["standing"], &row["reason"]), (&json!("verified"), &Value::Null), "{row:#}");
+    }
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 #[test]
