@@ -4,12 +4,13 @@
 
 use std::cell::OnceCell;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 
 use wire::cni::{Args, Config, Environment, Error, Hints};
 use wire::code;
 use wire::passed::{self, Passed};
-use wire::snapshot::{Certainty, Doubt, Subject, Verdict};
+use wire::snapshot::{Certainty, Doubt, Snapshot, Subject, Verdict};
 
 use crate::run_dir::RunDir;
 
@@ -18,6 +19,7 @@ pub(crate) struct Absent<'a> {
     run_dir: &'a str,
     args: &'a Args,
     hints: Hints,
+    by_annotations: bool,
     judged: OnceCell<Judged>,
 }
 
@@ -31,7 +33,13 @@ impl<'a> Absent<'a> {
     /// Reads nothing yet: most often the agent answers.
     pub(crate) fn new(config: &'a Config<'_>, args: &'a Args) -> Self {
         let judged = OnceCell::new();
-        Self { run_dir: config.run_dir(), args, hints: config.hints(), judged }
+        Self {
+            run_dir: config.run_dir(),
+            args,
+            hints: config.hints(),
+            by_annotations: config.agent_goes_by_annotations(),
+            judged,
+        }
     }
 
     /// What the runtime said of the pod.
@@ -62,6 +70,9 @@ impl<'a> Absent<'a> {
         };
         let reason = format!("{certainty}; {}", error.msg);
         let written = netns.metadata().and_then(|meta| {
+            if self.by_annotations {
+                RunDir::make(self.run_dir)?;
+            }
             RunDir::open(self.run_dir)?.write_down(&Passed {
                 version: passed::VERSION,
                 container: environment.container_id.clone(),
@@ -114,6 +125,12 @@ impl<'a> Absent<'a> {
             };
             match RunDir::open(self.run_dir).and_then(|directory| directory.snapshot()) {
                 Ok(snapshot) => Judged { verdict: snapshot.judge(subject), lacks: None },
+                // A node that has just booted, and not one whose agent wrote what
+                // cannot be read.
+                Err(error) if self.by_annotations && error.kind() == ErrorKind::NotFound => {
+                    let verdict = Snapshot::of_annotations().judge(subject);
+                    Judged { verdict, lacks: Some(error.to_string()) }
+                }
                 Err(error) => {
                     // What the runtime said is known by the plugin alone.
                     let doubt = match subject.is_injected() {

@@ -25,6 +25,14 @@ impl RunDir {
         private(Path::new(path)).map(|path| Self { path })
     }
 
+    /// Makes the directory where there is none: /run is empty after a reboot.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    pub(crate) fn make(path: &str) -> io::Result<()> {
+        make(Path::new(path))
+    }
+
     /// The mesh is being taken off this node.
     pub(crate) fn is_being_removed(&self) -> bool {
         fs::symlink_metadata(self.path.join(snapshot::REMOVED_MARKER))
@@ -56,10 +64,7 @@ impl RunDir {
     /// When that is not possible: no room, or too many already.
     pub(crate) fn write_down(&self, passed: &Passed) -> io::Result<()> {
         let directory = self.path.join(passed::DIRECTORY);
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        make(&directory)?;
         let directory = private(&directory)?;
         let path = directory.join(passed::file_name(&passed.container));
         if first_interface(&path).is_some_and(|first| first != passed.interface) {
@@ -98,6 +103,13 @@ impl RunDir {
                 let _ = fs::remove_file(path);
             }
         }
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! [`netns`] owns how a network namespace is entered, [`backend`] what a backend
 //! that programs rules must be able to do, [`netlink`] the socket, [`nftables`]
-//! and [`routing`] what is said over it. [`seqpacket`] is how
-//! ztunnel is spoken to.
+//! and [`routing`] what is said over it, [`conntrack`] what the kernel remembers of
+//! connections. [`seqpacket`] is how ztunnel is spoken to.
 
 pub mod backend;
 pub mod conntrack;

@@ -213,6 +213,21 @@ impl fmt::Display for Doubt {
 }
 
 impl Snapshot {
+    /// What holds where there is none, as after a reboot, and annotations alone tell
+    /// ([`crate::cni::Config::agent_goes_by_annotations`]).
+    #[must_use]
+    pub fn of_annotations() -> Self {
+        Self {
+            version: VERSION,
+            policy: String::new(),
+            source: Source::Kubernetes,
+            agent_namespace: String::new(),
+            excluded: BTreeSet::new(),
+            ambient: Ambient::default(),
+            pods: BTreeMap::new(),
+        }
+    }
+
     /// Reads a file's bytes.
     ///
     /// # Errors

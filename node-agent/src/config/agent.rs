@@ -203,12 +203,14 @@ impl AgentArgs {
             return Ok(None);
         }
         let settings = self.install.settings(self.in_cluster())?;
+        let policy = self.policy.entry()?;
         let plugin = PluginEntry {
+            agent_goes_by_annotations: self.in_cluster() && !policy.ambient_enabled,
             log_level: self.log.plugin_level()?.to_owned(),
             run_dir: self.run_dir().display().to_string(),
             native_nftables: self.native_nftables.is_on(),
             enable_ambient_detection_retry: self.install.detection_retry(),
-            ..self.policy.entry()?
+            ..policy
         };
         Ok(Some((settings, plugin)))
     }

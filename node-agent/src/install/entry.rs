@@ -9,7 +9,7 @@ pub(crate) const TYPE: &str = "istio-cni";
 const STANDALONE_VERSION: &str = "0.3.1";
 
 /// What the agent tells its plugin. Keys and their meaning are Istio's (reference
-/// 2.2) but for the two that begin with `agent_`.
+/// 2.2) but for those that begin with `agent_`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PluginEntry {
     /// What is worth a log line.
@@ -32,6 +32,9 @@ pub(crate) struct PluginEntry {
     pub(crate) agent_timeout_ms: Option<u64>,
     /// The agent is in the host's network, and starts whatever STATUS says.
     pub(crate) agent_host_network: bool,
+    /// Pods come from Kubernetes and none can be ambient: annotations alone tell who
+    /// is outside the mesh, also when a reboot took the snapshot.
+    pub(crate) agent_goes_by_annotations: bool,
 }
 
 impl Default for PluginEntry {
@@ -47,6 +50,7 @@ impl Default for PluginEntry {
             enable_ambient_detection_retry: false,
             agent_timeout_ms: None,
             agent_host_network: false,
+            agent_goes_by_annotations: false,
         }
     }
 }
@@ -105,6 +109,8 @@ struct Rendered<'a> {
     agent_timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     agent_host_network: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    agent_goes_by_annotations: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     sluice: Option<&'a Marker>,
 }
@@ -129,6 +135,7 @@ impl PluginEntry {
             enable_ambient_detection_retry: self.enable_ambient_detection_retry,
             agent_timeout_ms: self.agent_timeout_ms,
             agent_host_network: self.agent_host_network,
+            agent_goes_by_annotations: self.agent_goes_by_annotations,
             sluice: marker,
         }
     }

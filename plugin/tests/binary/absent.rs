@@ -345,3 +345,37 @@ fn a_mesh_that_is_being_removed_stops_nothing() {
     assert_eq!(marker.metadata().unwrap().uid(), 1000);
     call("ADD").run().failure(code::RULES_NOT_PROGRAMMED);
 }
+
+/// A reboot empties /run, and the API server may be away: nothing but the entry and
+/// what the runtime says is left.
+#[test]
+fn without_any_snapshot_annotations_tell_where_the_entry_says_so() {
+    let parent = tempfile::tempdir().unwrap();
+    let run_dir = parent.path().join("istio-cni");
+    let sandbox = Sandbox::new();
+    let call = |more: &str, annotations: &str| {
+        let stdin = with_hints(run_dir.to_str().unwrap(), annotations);
+        let stdin = stdin.replacen('{', &format!("{{{more}"), 1);
+        Call::new("ADD", &sandbox.path(), stdin).run()
+    };
+    let key = r#""agent_goes_by_annotations":true,"#;
+    let waits = |outcome: Outcome, why: &str| {
+        let (msg, _) = outcome.failure(code::AGENT_UNREACHABLE);
+        assert!(msg.contains(why), "{msg}");
+    };
+    for more in ["", r#""agent_goes_by_annotations":false,"#] {
+        waits(call(more, PLAIN), "no snapshot");
+    }
+    waits(call(key, INJECTED), "sidecar.istio.io/status");
+    waits(call(key, "null"), "passed no annotations");
+    assert!(!run_dir.exists(), "who waits leaves nothing");
+    call(key, PLAIN).success();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&run_dir), 0o700);
+    let note = std::fs::read(run_dir.join("passed/0123abcd.json")).unwrap();
+    let note: Passed = serde_json::from_slice(&note).unwrap();
+    assert!(note.reason.contains("not among them"), "{}", note.reason);
+    // Something is there that cannot be read: no reboot, and nothing is certain.
+    std::fs::write(run_dir.join("snapshot.json"), "{").unwrap();
+    waits(call(key, PLAIN), "no snapshot");
+}

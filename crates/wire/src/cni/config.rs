@@ -46,6 +46,8 @@ pub struct Config<'a> {
     agent_timeout_ms: Option<u64>,
     #[serde(default)]
     agent_host_network: Option<bool>,
+    #[serde(default)]
+    agent_goes_by_annotations: Option<bool>,
 }
 
 impl<'a> Config<'a> {
@@ -204,6 +206,15 @@ impl<'a> Config<'a> {
     #[must_use]
     pub fn agent_is_on_host(&self) -> bool {
         self.agent_host_network.unwrap_or_default()
+    }
+
+    /// Whether a pod's annotations alone tell that it is outside the mesh:
+    /// `agent_goes_by_annotations`, a key of ours. So it is where pods come from
+    /// Kubernetes and none can be ambient. Not so when it is not said. It outlives a
+    /// reboot, which the agent's snapshot does not.
+    #[must_use]
+    pub fn agent_goes_by_annotations(&self) -> bool {
+        self.agent_goes_by_annotations.unwrap_or_default()
     }
 
     /// [`Config::timeout`] where there is no configuration yet.

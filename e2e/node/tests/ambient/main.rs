@@ -6,7 +6,9 @@
 
 mod drift;
 mod enrol;
+mod flow;
 mod live;
+mod moved;
 mod probe;
 mod restart;
 mod stage;

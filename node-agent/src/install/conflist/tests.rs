@@ -182,9 +182,12 @@ fn the_entry_has_istios_keys_and_optional_ones_only_when_set() {
     assert_eq!(value["exclude_namespaces"], json!(["kube-system"]));
     assert_eq!(value["agent_timeout_ms"], 900);
     assert!(value.get("agent_host_network").is_none());
-    let on_host = PluginEntry { agent_host_network: true, ..entry.clone() };
-    let value: Value = serde_json::from_str(&on_host.pretty(&Marker::default())).unwrap();
+    assert!(value.get("agent_goes_by_annotations").is_none());
+    let ours =
+        PluginEntry { agent_host_network: true, agent_goes_by_annotations: true, ..entry.clone() };
+    let value: Value = serde_json::from_str(&ours.pretty(&Marker::default())).unwrap();
     assert_eq!(value["agent_host_network"], true);
+    assert_eq!(value["agent_goes_by_annotations"], true);
     let value: Value = serde_json::from_str(&super::super::tests::entry().standalone()).unwrap();
     assert_eq!(value["cniVersion"], "0.3.1");
     assert_eq!(value["exclude_namespaces"], Value::Null);
