@@ -1,7 +1,7 @@
 //! The operator's view of a real agent: what `pods`, `status`, `verify` and `drain`
 //! say of pods in order, of pods with each layer broken in turn, and without an agent.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test, with a figure")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 #[path = "ambient/stage.rs"]
 #[expect(dead_code, reason = "parts of it are for the tests of ambient mode")]
