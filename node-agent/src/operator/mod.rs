@@ -1,7 +1,7 @@
 //! The operator's view: `sluice pods`, `status`, `verify` and `drain`.
 //!
 //! The agent answers on a socket of its own ([`socket`], [`desk`]); a command asks
-//! there ([`client`]) and prints ([`text`]). [`pods`] and [`verify`] put together what
+//! there ([`client`]) and prints ([`text`]). [`mod@pods`] and [`mod@verify`] put together what
 //! the records, the kernel ([`kernel`]) and, where it answers, the agent know; both
 //! work without one, for what is left then.
 
