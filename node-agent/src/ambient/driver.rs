@@ -169,6 +169,12 @@ impl Driver {
             self.search();
             let due = self.timers.earliest().map(|at| at.saturating_duration_since(now));
             match self.inputs.recv_timeout(due.unwrap_or(BEAT).min(BEAT)) {
+                // Nobody can connect any more: without a sign of life the kubelet
+                // restarts the agent.
+                Ok(Input::Peer(server::Event::Stopped(errno))) => {
+                    tracing::error!(reason = %errno, "ztunnel's socket is not served any more");
+                    return;
+                }
                 Ok(input) => self.take(input),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -2,8 +2,9 @@
 //! ztunnel that behaves as the real one does. Pods' traffic runs through it or not at
 //! all.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+mod crowd;
 mod drift;
 mod enrol;
 mod flow;
