@@ -293,6 +293,12 @@ impl Records {
         Ok(records)
     }
 
+    /// The records below a run directory, to be read only: nothing is made or swept,
+    /// since an agent may be using them.
+    pub(crate) fn look(run_dir: &Path) -> Self {
+        Self { directory: run_dir.join(DIRECTORY), next: AtomicU64::new(0) }
+    }
+
     /// Writes a record, whole or not at all.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use super::audit::{Audits, Check, Checked};
 use super::figures::{self, Figures};
 use super::find::{self, Recalled, Search};
 use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Outcomes, Work};
+use super::look::Look;
 use super::node::{Node, id};
 use super::probes::Probes;
 use super::program;
@@ -47,6 +48,10 @@ pub(super) enum Input {
     Peer(server::Event),
     /// A job has ended.
     Done(Key, Outcomes),
+    /// Somebody wants to see how things are.
+    Look(SyncSender<Look>),
+    /// The operator wants every pod un-enrolled.
+    Drain,
     /// The audit has looked at pods.
     Audited(Vec<Checked>),
 }
@@ -216,6 +221,12 @@ impl Driver {
                 }
             }
             Input::Done(key, outcomes) => self.done(&key, outcomes),
+            // Who asked may be gone.
+            Input::Look(reply) => drop(reply.try_send(Look::take(&self.machine, &self.figures))),
+            Input::Drain => {
+                tracing::warn!("the operator un-enrols every ambient pod of this node");
+                self.feed(Event::Drain);
+            }
             Input::Audited(checked) => self.audited(checked),
         }
     }
