@@ -93,12 +93,7 @@ impl NodeBackend {
     ///
     /// When what was asked for, or everything, does not work.
     pub(crate) fn choose(choice: Choice, search: &Search) -> Result<Self, ChoiceError> {
-        let with = |kind| Self {
-            kind,
-            nftables: Nftables::new(),
-            iptables: OnceLock::new(),
-            search: search.clone(),
-        };
+        let with = |kind| Self::unproved(kind, search);
         let attempt = |kind| {
             let backend = with(kind);
             backend.prove().map(|()| backend)
@@ -121,6 +116,12 @@ impl NodeBackend {
                 },
             },
         }
+    }
+
+    /// One of a kind, to look at what is there.
+    pub(crate) fn unproved(kind: BackendKind, search: &Search) -> Self {
+        let (nftables, iptables) = (Nftables::new(), OnceLock::new());
+        Self { kind, nftables, iptables, search: search.clone() }
     }
 
     /// Which one it is.

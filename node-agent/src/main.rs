@@ -15,6 +15,7 @@ mod install;
 mod log;
 mod logsocket;
 mod metrics;
+mod operator;
 mod record;
 mod repair;
 mod responder;
@@ -29,18 +30,23 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match Cli::parse_from(config::arguments()).command {
-        Command::Agent(args) => run(&args, Entry::Agent),
-        Command::InstallCni(args) => match args.instead {
+        Command::Agent(args) => done(run(&args, Entry::Agent)),
+        Command::InstallCni(args) => done(match args.instead {
             None => run(&args.agent, Entry::InstallCni),
             Some(Instead::Version { .. }) => print(concat!(env!("CARGO_PKG_VERSION"), "\n")),
-        },
-        Command::Cleanup(args) => cleanup::cleanup(&args),
-        Command::Explain(args) => explain::explain(&args).and_then(|text| print(&text)),
-        Command::Rules(args) => rules::rules(&args).and_then(|text| print(&text)),
+        }),
+        Command::Cleanup(args) => done(cleanup::cleanup(&args)),
+        Command::Pods(args) => operator::pods(&args),
+        Command::Status(args) => operator::status(&args),
+        Command::Verify(args) => operator::verify(&args),
+        Command::Drain(args) => operator::drain(&args),
+        Command::Explain(args) => done(explain::explain(&args).and_then(|text| print(&text))),
+        Command::Rules(args) => done(rules::rules(&args).and_then(|text| print(&text))),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Nobody is left to be told when standard error is closed.
             let _ = writeln!(std::io::stderr(), "sluice: {error:#}");

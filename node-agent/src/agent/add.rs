@@ -12,6 +12,7 @@ use redirect::pod::Pod;
 use redirect::sidecar::{self, PlanError, plan};
 use std::net::IpAddr;
 use std::time::Instant;
+use sys::backend::BackendKind;
 use sys::netns::{Netns, within_pod};
 use sys::probe::{self, Inside, ProbeError, Report};
 use wire::code;
@@ -89,9 +90,10 @@ impl Agent {
             tracing::warn!(ns = pod.namespace, pod = pod.name, reason = warning, "setting ignored");
         }
         let host = self.hosts.own();
-        let (done, inside) = within_pod(netns, host, || self.program(pod)).map_err(|error| {
-            Failure::new(code::INVALID_NETNS, causes(&error), "the runtime makes a new sandbox")
-        })??;
+        let (done, inside) =
+            within_pod(netns, host, || self.program(pod, deadline)).map_err(|error| {
+                Failure::new(code::INVALID_NETNS, causes(&error), "the runtime makes a new sandbox")
+            })??;
         // Half of what is left is for a node that has to look for the pod; the rest for
         // the record and another family.
         let now = Instant::now();
@@ -120,16 +122,22 @@ impl Agent {
     }
 
     /// In the pod's namespace: plan, rules, and the proof of what leaves it.
-    fn program(&self, pod: &Pod) -> Result<(Done, Inside), Failure> {
+    fn program(&self, pod: &Pod, deadline: Instant) -> Result<(Done, Inside), Failure> {
         let rules = |what: String| {
             let next = "nothing was started; look in the agent's log, and whether the node's kernel has nf_tables or ip_tables";
             Failure::new(code::RULES_NOT_PROGRAMMED, what, next)
         };
-        let addresses = super::addresses().map_err(|error| rules(causes(&error)))?;
+        // The runtime may bring lo up only after this chain, and the proof goes by it.
+        let addresses = sys::routing::prepare().map_err(|error| rules(causes(&error)))?;
+        let addresses = super::without_validation(addresses);
         let plan = plan(pod, &self.config, &addresses).map_err(|error| refused(pod, &error))?;
-        // The runtime may bring it up only after this chain, and the proof goes by it.
-        sys::routing::bring_loopback_up().map_err(|error| rules(causes(&error)))?;
+        let place = match self.backend.kind() {
+            BackendKind::Nftables => None,
+            BackendKind::Iptables => self.restores.enter(deadline),
+        };
+        in_time(deadline, "it was the turn of its rules")?;
         let programmed = self.backend.program(&plan).map_err(rules)?;
+        drop(place);
         let inside = probe::inside(&plan, &addresses).map_err(|error| not_proved(&error))?;
         Ok((Done { addresses, plan, programmed }, inside))
     }

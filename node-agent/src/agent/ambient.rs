@@ -100,9 +100,10 @@ fn failure(pod: &Pod, error: &AddError) -> Failure {
                 }
             }
         }
-        AddError::Refused(Refusal::Draining) => {
-            (code::TRY_AGAIN_LATER, "undo the drain (sluice drain) of this node")
-        }
+        AddError::Refused(Refusal::Draining) => (
+            code::TRY_AGAIN_LATER,
+            "the node was drained (sluice drain); restart its agent to end that",
+        ),
         AddError::Refused(Refusal::Ended | Refusal::Superseded(_) | Refusal::SandboxGone) => {
             (code::INVALID_NETNS, "nothing is to be done: the runtime has given this sandbox up")
         }

@@ -8,18 +8,19 @@
 
 use super::Agent;
 use crate::ambient::Figures;
+use crate::backend::routing_of;
 use crate::failure::causes;
 use crate::health::Beat;
 use crate::record::{Record, SandboxId};
 use crate::repair::place::{self, Survey};
 use ::ambient::action::{Cause, Standing};
 use ::ambient::id::PodUid;
+use redirect::desired::Routing;
 use redirect::sidecar::plan;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use sys::backend::BackendKind;
 use sys::netns::{Netns, NetnsId, within_pod};
 use sys::{nftables, routing};
 use wire::request::{Extension, PodRequest};
@@ -35,10 +36,13 @@ const LIMIT: Duration = Duration::from_secs(4);
 const TICK: Duration = Duration::from_secs(1);
 
 /// How a namespace was when all was well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Seen {
     netns: NetnsId,
+    /// Hash of the rules, as recorded.
+    rules: String,
     generation: u32,
+    routing: Arc<Routing>,
     looks: u32,
 }
 
@@ -46,7 +50,7 @@ struct Seen {
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     /// All is well, at this generation where there is one.
-    Fine(Option<u32>),
+    Fine(Option<(u32, Arc<Routing>)>),
     /// It is not.
     Drift(String),
 }
@@ -99,7 +103,8 @@ impl Agent {
             // Not there: its sandbox is gone, or hidden, which the plugin's DEL tells.
             let Some(netns) = self.namespace_of(&record, &mut survey) else { continue };
             pods += 1;
-            let last = before.get(&id).copied().filter(|seen| seen.netns == netns.id());
+            let last = before.get(&id);
+            let last = last.filter(|seen| seen.netns == netns.id() && seen.rules == record.rules);
             let found = self.compare(&record, &netns, last);
             if let Some(now) = self.settle(&id, &record, &netns, last, found, figures) {
                 seen.insert(id, now);
@@ -129,26 +134,30 @@ impl Agent {
         (found.id() == id && !self.hosts.contains(id)).then_some(found)
     }
 
-    fn compare(&self, record: &Record, netns: &Netns, last: Option<Seen>) -> Result<Found, String> {
-        let plan =
-            plan(&record.pod(), &self.config, &record.addresses).map_err(|error| causes(&error))?;
+    fn compare(
+        &self,
+        record: &Record,
+        netns: &Netns,
+        last: Option<&Seen>,
+    ) -> Result<Found, String> {
         within_pod(netns, self.hosts.own(), || {
             // A kernel without nf_tables has none, and is compared each time.
             let generation = nftables::generation().ok();
-            let known = last.filter(|seen| Some(seen.generation) == generation);
-            let is_thorough = self.backend.kind() == BackendKind::Iptables
-                && known.is_some_and(|seen| seen.looks + 1 == THOROUGH);
-            if known.is_some() && !is_thorough {
-                let want = crate::backend::routing_of(&plan);
-                let missing = routing::missing(&want).map_err(|error| causes(&error))?;
+            let known = last
+                .filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
+            if let Some(seen) = known {
+                let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
                 if missing.is_empty() {
-                    return Ok(Found::Fine(generation));
+                    return Ok(Found::Fine(Some((seen.generation, Arc::clone(&seen.routing)))));
                 }
                 return Ok(Found::Drift(missing.join("; ")));
             }
+            let plan = plan(&record.pod(), &self.config, &record.addresses)
+                .map_err(|error| causes(&error))?;
             let diff = self.backend.observe(&plan)?;
             if diff.is_empty() {
-                return Ok(Found::Fine(generation));
+                let routing = || Arc::new(routing_of(&plan));
+                return Ok(Found::Fine(generation.map(|generation| (generation, routing()))));
             }
             Ok(Found::Drift(diff.to_string().lines().collect::<Vec<_>>().join("; ")))
         })
@@ -161,7 +170,7 @@ impl Agent {
         id: &SandboxId,
         record: &Record,
         netns: &Netns,
-        last: Option<Seen>,
+        last: Option<&Seen>,
         found: Result<Found, String>,
         figures: &Figures,
     ) -> Option<Seen> {
@@ -169,10 +178,16 @@ impl Agent {
         let stands = |standing| figures.stands(&key, standing);
         let (ns, pod, uid) = (&record.pod.namespace, &record.pod.name, &record.pod.uid);
         match found {
-            Ok(Found::Fine(generation)) => {
+            Ok(Found::Fine(well)) => {
                 stands(Standing::Outside);
                 let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
-                generation.map(|generation| Seen { netns: netns.id(), generation, looks })
+                well.map(|(generation, routing)| Seen {
+                    netns: netns.id(),
+                    rules: record.rules.clone(),
+                    generation,
+                    routing,
+                    looks,
+                })
             }
             Ok(Found::Drift(drift)) => {
                 stands(Standing::Exposed(Cause::Drifted));

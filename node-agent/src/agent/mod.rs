@@ -7,6 +7,7 @@ mod audit;
 mod busy;
 mod check;
 mod drift;
+mod gate;
 mod hints;
 mod hosts;
 mod running;
@@ -26,6 +27,7 @@ use crate::snapshot::Keeper;
 use crate::source::{Found, Missing, Pods, Wanted};
 use audit::Audit;
 use busy::{Busy, Key, Turn};
+use gate::Gate;
 pub(crate) use hosts::Hosts;
 use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
@@ -57,6 +59,8 @@ pub(crate) struct Agent {
     backend: Arc<NodeBackend>,
     records: Arc<Records>,
     busy: Busy,
+    /// Programs that load rules: two a pod, each of them slow.
+    restores: Gate,
     /// Namespaces that are never programmed.
     hosts: Arc<Hosts>,
     /// What the plugin has for the time without an agent.
@@ -127,7 +131,8 @@ impl Agent {
     ) -> Self {
         let (keeper, audit) = (Keeper::new(run_dir), Audit::new(run_dir));
         let (busy, ambient) = (Busy::default(), OnceLock::new());
-        Self { source, config, backend, records, busy, hosts, keeper, audit, ambient }
+        let restores = Gate::default();
+        Self { source, config, backend, records, busy, restores, hosts, keeper, audit, ambient }
     }
 
     /// From now on ambient pods are captured by it.
@@ -253,10 +258,13 @@ fn sandbox(request: &PodRequest) -> Result<Option<SandboxId>, Failure> {
 /// comes from the rules themselves (reference 3.5): it is no address of the pod, and
 /// must not turn IPv6 on when a pod is programmed again.
 fn addresses() -> Result<Vec<IpAddr>, BackendError> {
+    sys::routing::addresses().map(without_validation)
+}
+
+fn without_validation(mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     const VALIDATION: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
-    let mut addresses = sys::routing::addresses()?;
     addresses.retain(|address| *address != VALIDATION);
-    Ok(addresses)
+    addresses
 }
 
 /// Fails when time is up. `step` is what would have come next.

@@ -12,6 +12,7 @@ use crate::health::Health;
 use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
 use crate::metrics::{Metrics, Served};
+use crate::operator::{Desk, Known, OperatorSocket};
 use crate::record::Records;
 use crate::repair::{self, place};
 use crate::responder::Responder;
@@ -22,9 +23,9 @@ use anyhow::{Context, Result, bail};
 use installer::Installation;
 use redirect::enroll::Config;
 use selftest::SelfTest;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Threads that only wait for sockets; the work is done on blocking threads.
@@ -137,6 +138,8 @@ async fn serve(
     let log_socket = LogSocket::bind(&run_dir)?;
     let (backend, records) = (Arc::new(backend), Arc::new(Records::open(&run_dir)?));
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
+    let known = Known::of_agent(&records, &config, ambient.as_ref(), &hosts, &backend);
+    let shown = (source.clone(), Arc::clone(&backend));
     let (looked_at, followed) = (source.clone(), source.clone());
     let node = ambient.map(|options| Node {
         source: source.clone(),
@@ -158,6 +161,7 @@ async fn serve(
     if let Some(ambient) = &ambient {
         agent.serve_ambient(Arc::clone(ambient));
     }
+    let operator_socket = operate(&run_dir, known, shown, &health, ambient.clone(), &agent)?;
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
     let counted = Arc::clone(&agent);
     let escaped = move || counted.escaped();
@@ -191,10 +195,29 @@ async fn serve(
     if let Some(installation) = installation {
         installation.stop().await;
     }
-    log_socket.abort();
-    // Its socket's file goes when the task has.
-    let _ = log_socket.await;
+    for socket in [log_socket, operator_socket] {
+        socket.abort();
+        // Its socket's file goes when the task has.
+        let _ = socket.await;
+    }
     served
+}
+
+/// Answers the operator, from now on.
+fn operate(
+    run_dir: &Path,
+    known: Known,
+    (source, backend): (Pods, Arc<NodeBackend>),
+    health: &Arc<Health>,
+    ambient: Option<Arc<Ambient>>,
+    agent: &Arc<Agent>,
+) -> Result<tokio::task::JoinHandle<()>> {
+    let socket = OperatorSocket::bind(run_dir)?;
+    let (health, agent) = (Arc::clone(health), Arc::clone(agent));
+    let escaped = Box::new(move || agent.escaped());
+    let started = Instant::now();
+    let desk = Desk { known, source, backend, health, ambient, escaped, started };
+    Ok(tokio::spawn(socket.run(Arc::new(desk))))
 }
 
 /// Repair needs to know how pods fare, which only a cluster tells.

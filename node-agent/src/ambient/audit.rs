@@ -11,18 +11,18 @@ use crate::failure::causes;
 use crate::repair::place::{self, Survey};
 use crate::source::follow::Told;
 use ambient::event::{Failure, Place, Verdict};
-use ambient::id::{NetnsId, PodUid};
+use ambient::id::{NetnsId, OptionsHash, PodUid};
+use redirect::desired::Routing;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
-use sys::backend::BackendKind;
 use sys::netns::within_pod;
 use sys::{nftables, routing};
 
 /// Every so many looks all is compared, whatever the generation says: legacy iptables
-/// does not change it.
+/// does not change it, nor does an address family that comes or goes.
 const THOROUGH: u32 = 10;
 
 /// A pod that is to be looked at.
@@ -45,10 +45,12 @@ pub(super) struct Checked {
 }
 
 /// How a namespace was when all was well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Seen {
     netns: NetnsId,
+    options: OptionsHash,
     generation: u32,
+    routing: Arc<Routing>,
     looks: u32,
 }
 
@@ -133,17 +135,17 @@ fn look(
                 continue;
             }
         }
-        let last = known.get(&check.uid).filter(|seen| seen.netns == netns);
-        let verdict = match inside(node, &check, last.copied()) {
-            Ok((verdict, generation)) => {
-                if verdict == Verdict::Fine
-                    && let Some(generation) = generation
-                {
-                    let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
-                    now.insert(check.uid.clone(), Seen { netns, generation, looks });
-                }
+        let options = subject::hash(&check.told, &node.options);
+        let last = known.get(&check.uid);
+        let last = last.filter(|seen| seen.netns == netns && seen.options == options);
+        let verdict = match inside(node, &check, last) {
+            Ok((verdict, Some((generation, routing)))) if verdict == Verdict::Fine => {
+                let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
+                let seen = Seen { netns, options, generation, routing, looks };
+                now.insert(check.uid.clone(), seen);
                 verdict
             }
+            Ok((verdict, _)) => verdict,
             Err(why) => Verdict::Unreadable(Failure::Transient(why)),
         };
         checked.push(Checked { uid: check.uid, netns, verdict, brought: None });
@@ -169,30 +171,30 @@ fn elsewhere(node: &Node, survey: &Survey, check: &Check) -> Option<(Place, Held
     Some((Place { netns, sandbox: None }, held))
 }
 
+/// What is worth to be remembered of a namespace in which all is well.
+type Well = Option<(u32, Arc<Routing>)>;
+
 /// In the pod's namespace: as it was, or as it must be, or not.
-fn inside(
-    node: &Node,
-    check: &Check,
-    last: Option<Seen>,
-) -> Result<(Verdict, Option<u32>), String> {
+fn inside(node: &Node, check: &Check, last: Option<&Seen>) -> Result<(Verdict, Well), String> {
     within_pod(&check.held.netns, node.hosts.own(), || {
         // A kernel without nf_tables has none, and is compared each time.
-        let before = nftables::generation().ok();
-        let ipv6 = routing::ipv6().map_err(|error| causes(&error))?;
-        let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
-        let known = last.filter(|seen| Some(seen.generation) == before);
-        let thorough = node.backend.kind() == BackendKind::Iptables
-            && known.is_some_and(|seen| seen.looks + 1 == THOROUGH);
-        if known.is_some() && !thorough {
-            let missing = routing::missing(&routing_of(&plan)).map_err(|error| causes(&error))?;
+        let generation = nftables::generation().ok();
+        let known =
+            last.filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
+        if let Some(seen) = known {
+            let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
             if missing.is_empty() {
-                return Ok((Verdict::Fine, before));
+                let routing = Arc::clone(&seen.routing);
+                return Ok((Verdict::Fine, Some((seen.generation, routing))));
             }
             return Ok((Verdict::Broken { drift: missing.join("; ") }, None));
         }
+        let ipv6 = routing::ipv6().map_err(|error| causes(&error))?;
+        let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
         let diff = node.backend.observe(&plan)?;
         if diff.is_empty() {
-            return Ok((Verdict::Fine, before));
+            let routing = || Arc::new(routing_of(&plan));
+            return Ok((Verdict::Fine, generation.map(|generation| (generation, routing()))));
         }
         let drift = diff.to_string().lines().collect::<Vec<_>>().join("; ");
         Ok((Verdict::Broken { drift }, None))

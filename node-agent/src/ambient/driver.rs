@@ -6,6 +6,7 @@ use super::audit::{Audits, Check, Checked};
 use super::figures::{self, Figures};
 use super::find::{self, Recalled, Search};
 use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Outcomes, Work};
+use super::look::Look;
 use super::node::{Node, id};
 use super::probes::Probes;
 use super::program;
@@ -47,6 +48,10 @@ pub(super) enum Input {
     Peer(server::Event),
     /// A job has ended.
     Done(Key, Outcomes),
+    /// Somebody wants to see how things are.
+    Look(SyncSender<Look>),
+    /// The operator wants every pod un-enrolled.
+    Drain,
     /// The audit has looked at pods.
     Audited(Vec<Checked>),
 }
@@ -164,6 +169,12 @@ impl Driver {
             self.search();
             let due = self.timers.earliest().map(|at| at.saturating_duration_since(now));
             match self.inputs.recv_timeout(due.unwrap_or(BEAT).min(BEAT)) {
+                // Nobody can connect any more: without a sign of life the kubelet
+                // restarts the agent.
+                Ok(Input::Peer(server::Event::Stopped(errno))) => {
+                    tracing::error!(reason = %errno, "ztunnel's socket is not served any more");
+                    return;
+                }
                 Ok(input) => self.take(input),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -210,6 +221,12 @@ impl Driver {
                 }
             }
             Input::Done(key, outcomes) => self.done(&key, outcomes),
+            // Who asked may be gone.
+            Input::Look(reply) => drop(reply.try_send(Look::take(&self.machine, &self.figures))),
+            Input::Drain => {
+                tracing::warn!("the operator un-enrols every ambient pod of this node");
+                self.feed(Event::Drain);
+            }
             Input::Audited(checked) => self.audited(checked),
         }
     }

@@ -129,12 +129,18 @@ impl Figures {
         inner.pods.get(&PodUid::new(uid)).is_some_and(|row| row.standing == Standing::Verified)
     }
 
+    /// How long the pod of this uid has stood as it does.
+    pub(super) fn stands_for(&self, uid: &PodUid) -> Option<Duration> {
+        self.lock().pods.get(uid).map(|row| row.since.elapsed())
+    }
+
     /// Number of ztunnels.
     pub(crate) fn connected(&self) -> usize {
         self.lock().ztunnels
     }
 
-    fn unverified(&self) -> BTreeMap<Cause, i64> {
+    /// Pods that are not known to be captured, by why not.
+    pub(crate) fn unverified(&self) -> BTreeMap<Cause, i64> {
         let mut counts: BTreeMap<Cause, i64> = CAUSES.into_iter().map(|cause| (cause, 0)).collect();
         for row in self.lock().pods.values() {
             if let Standing::Unverified(cause) | Standing::Exposed(cause) = row.standing {

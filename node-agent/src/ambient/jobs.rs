@@ -14,7 +14,7 @@ use sys::netns::Netns;
 
 /// Steps at a time. Each that works in a namespace has a thread, and waits for the
 /// kernel more than it computes.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 8;
 
 /// How long a step may take once it has begun.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -11,6 +11,7 @@ mod driver;
 mod figures;
 mod find;
 mod jobs;
+mod look;
 mod node;
 mod options;
 mod probes;
@@ -21,6 +22,7 @@ mod timers;
 mod ztunnel;
 
 pub(crate) use figures::{Figures, Samples};
+pub(crate) use look::Look;
 pub(crate) use node::Node;
 pub(crate) use options::Options;
 pub(crate) use program::NOT_PROVED;
@@ -36,7 +38,7 @@ use ::ambient::machine::Machine;
 use driver::{Call, Driver, Input};
 use jobs::Held;
 use probes::Probes;
-use redirect::ambient::{Ipv6, plan};
+use redirect::ambient::{AmbientPlan, Ipv6, plan};
 use redirect::sidecar::PlanError;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -55,6 +57,7 @@ pub(crate) struct Ambient {
     inputs: Sender<Input>,
     node: Arc<Node>,
     figures: Arc<Figures>,
+    probes: Arc<Probes>,
 }
 
 /// A sandbox that is to be captured.
@@ -116,7 +119,7 @@ impl Ambient {
             Arc::clone(&node),
             Machine::new(config),
             (inputs.clone(), receiver),
-            (ztunnels, probes),
+            (ztunnels, Arc::clone(&probes)),
             Arc::clone(&figures),
             tokio::runtime::Handle::current(),
         );
@@ -128,7 +131,7 @@ impl Ambient {
             .name("ambient".to_owned())
             .spawn(move || driver.run(&beat))
             .map_err(ServeError::Start)?;
-        Ok(Arc::new(Self { inputs, node, figures }))
+        Ok(Arc::new(Self { inputs, node, figures, probes }))
     }
 
     /// Captures a pod's new sandbox; returns when that is done and seen, or why not.
@@ -165,10 +168,28 @@ impl Ambient {
     /// When the kernel cannot be asked; the text is one line.
     pub(crate) fn observe(&self, record: &Record) -> Result<Diff, String> {
         let ipv6 = sys::routing::ipv6().map_err(|error| causes(&error))?;
-        let facts = record.ambient.as_ref();
-        let ports = facts.map(|facts| facts.probe_ports.clone()).unwrap_or_default();
-        let plan = subject::plan_of(&record.pod(), ports, &self.node.options, ipv6);
-        self.node.backend.observe(&plan)
+        self.node.backend.observe(&recorded_plan(record, &self.node.options, ipv6))
+    }
+
+    /// How things are; `None` when the driver does not say within this time.
+    pub(crate) fn look(&self, limit: Duration) -> Option<Look> {
+        let (reply, answer) = sync_channel(1);
+        self.inputs.send(Input::Look(reply)).ok()?;
+        answer.recv_timeout(limit).ok()
+    }
+
+    /// Un-enrols every pod, until the agent starts anew; [`Self::look`] tells how far
+    /// that is. False when nobody is there to do it.
+    pub(crate) fn drain(&self) -> bool {
+        self.inputs.send(Input::Drain).is_ok()
+    }
+
+    /// How the exemption of kubelet's probes is. Blocks.
+    ///
+    /// # Errors
+    /// When there is none (yet), or the kernel cannot be asked; the text is one line.
+    pub(crate) fn exemption(&self) -> Result<sys::hostprobe::Status, String> {
+        self.probes.status()
     }
 
     /// The runtime took a sandbox down.
@@ -181,4 +202,11 @@ impl Ambient {
     pub(crate) fn figures(&self) -> &Arc<Figures> {
         &self.figures
     }
+}
+
+/// What must be in the namespace of a pod by its record.
+pub(crate) fn recorded_plan(record: &Record, options: &Options, ipv6: Ipv6) -> AmbientPlan {
+    let facts = record.ambient.as_ref();
+    let ports = facts.map(|facts| facts.probe_ports.clone()).unwrap_or_default();
+    subject::plan_of(&record.pod(), ports, options, ipv6)
 }

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use sys::hostprobe::{Caller, Config, Event, HostError, HostRules, Keeper, Owner, Sources, Target};
+use sys::hostprobe::{
+    Caller, Config, Event, HostError, HostRules, Keeper, Owner, Sources, Status, Target,
+};
 use sys::netns::{Netns, within};
 
 /// The host's processes as the chart mounts them. Without them the agent runs in the
@@ -91,6 +93,15 @@ impl Probes {
     /// When the kernel still does.
     pub(super) fn clear(&self, ip: IpAddr) -> Result<(), Failure> {
         self.keeper()?.release(owner(ip)).map_err(|error| failed(&error))
+    }
+
+    /// How the host's rules are, seen now.
+    ///
+    /// # Errors
+    /// When they are not there yet, or the kernel cannot be asked; the text is one line.
+    pub(super) fn status(&self) -> Result<Status, String> {
+        let keeper = self.keeper().map_err(|failure| failure.to_string())?;
+        keeper.status().map_err(|error| causes(&error))
     }
 
     fn keeper(&self) -> Result<&Keeper, Failure> {

@@ -174,10 +174,8 @@ impl Ztunnels {
                 );
                 None
             }
-            server::Event::Stopped(errno) => {
-                tracing::error!(reason = %errno, "ztunnel's socket is not served any more");
-                None
-            }
+            // The driver's: it ends over this.
+            server::Event::Stopped(_) => None,
         }
     }
 }

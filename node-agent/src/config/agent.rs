@@ -126,6 +126,15 @@ impl AgentArgs {
         self.ambient.options().map(Some)
     }
 
+    /// Settings of ambient mode, on or off.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be followed.
+    pub(crate) fn ambient_options(&self) -> Result<crate::ambient::Options, ConfigError> {
+        self.ambient.options()
+    }
+
     /// Directory of the sockets and of the records of sandboxes.
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.install.run_dir()

@@ -9,6 +9,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Istio's default.
+const SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
+
 /// With `--ambient-enabled`.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Ambient mode")]
@@ -18,9 +21,9 @@ pub(super) struct AmbientArgs {
         long,
         env = "ZTUNNEL_UDS_ADDRESS",
         value_name = "PATH",
-        default_value = "/var/run/ztunnel/ztunnel.sock"
+        default_value = SOCKET
     )]
-    pub(super) ztunnel_uds_address: PathBuf,
+    ztunnel_uds_address: String,
     /// Capture DNS of pods that do not say otherwise.
     #[arg(
         long,
@@ -92,7 +95,7 @@ impl AmbientArgs {
             .parse()
             .map_err(|_| wrong("--host-probe-snat-ipv6 (HOST_PROBE_SNAT_IPV6)", v6, "IPv6"))?;
         Ok(Options {
-            socket: self.ztunnel_uds_address.clone(),
+            socket: self.socket(),
             system_namespace: self.system_namespace.clone(),
             audit: self.audit(),
             capture: AmbientConfig {
@@ -102,6 +105,12 @@ impl AmbientArgs {
                 probe_v6,
             },
         })
+    }
+
+    /// A chart may leave it empty.
+    pub(super) fn socket(&self) -> PathBuf {
+        let given = self.ztunnel_uds_address.trim();
+        PathBuf::from(if given.is_empty() { SOCKET } else { given })
     }
 
     /// See the option.

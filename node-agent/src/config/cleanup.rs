@@ -43,7 +43,7 @@ impl CleanupArgs {
 }
 
 /// Seconds, with or without their `s`, or minutes with an `m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (digits, unit) = match text.strip_suffix('m') {
         Some(digits) => (digits, 60),
         None => (text.strip_suffix('s').unwrap_or(text), 1),

@@ -11,6 +11,7 @@ mod cleanup;
 mod install;
 mod istio;
 mod log;
+mod operator;
 mod policy;
 mod print;
 mod text;
@@ -18,6 +19,7 @@ mod value;
 
 pub(crate) use agent::{AgentArgs, Entry};
 pub(crate) use cleanup::CleanupArgs;
+pub(crate) use operator::{AskArgs, DrainArgs, OutputFormat, VerifyArgs, environment};
 pub(crate) use policy::PolicyArgs;
 pub(crate) use text::{Compat, ExplainArgs, ExplainFormat, RulesArgs, RulesFormat};
 pub(crate) use value::Listen;
@@ -50,6 +52,14 @@ pub(crate) enum Command {
     /// Take the plugin out of the node's CNI configuration, for good (needs root).
     #[command(args_override_self = true)]
     Cleanup(CleanupArgs),
+    /// List the pods of the mesh on this node, and how well each is captured (needs root).
+    Pods(AskArgs),
+    /// Say whether the agent of this node can do its work, and what is in the way (needs root).
+    Status(AskArgs),
+    /// Walk the layers of a pod's capture and name the one that is broken (needs root).
+    Verify(VerifyArgs),
+    /// Un-enrol every ambient pod of this node, and wait until nothing is left (needs root).
+    Drain(DrainArgs),
     /// Say what would happen to a pod, why, and what of its traffic is captured.
     Explain(ExplainArgs),
     /// Print the rules of a pod, as iptables-restore, ip6tables-restore or nft load them.

@@ -24,7 +24,7 @@ impl AgentArgs {
             "health": self.health().map(|listen| listen.to_string()),
             "ambient-enabled": policy.ambient_enabled.is_on(),
             "AMBIENT_ENABLEMENT_SELECTOR": policy.ambient_enablement_selector,
-            "ztunnel-uds-address": self.ambient.ztunnel_uds_address,
+            "ztunnel-uds-address": self.ambient.socket(),
             "AMBIENT_DNS_CAPTURE": self.ambient.ambient_dns_capture.is_on(),
             "AMBIENT_IPV6": self.ambient.ambient_ipv6.is_on(),
             "HOST_PROBE_SNAT_IP": self.ambient.host_probe_snat_ip,

@@ -229,6 +229,15 @@ pub(crate) fn by_id(root: &Path, id: NetnsId) -> Result<Option<Netns>, PlaceErro
     Ok(own.find_map(|(process, _)| enter(&process, id)))
 }
 
+/// A process of each namespace that one is in.
+///
+/// # Errors
+/// When the processes cannot be listed.
+pub(crate) fn entrances(root: &Path) -> Result<HashMap<NetnsId, PathBuf>, PlaceError> {
+    let all = processes(root)?.into_iter();
+    Ok(all.map(|(process, id)| (id, process.join("ns/net"))).collect())
+}
+
 /// The namespace at a path of the host's, if it is that one and has one of the
 /// addresses.
 pub(crate) fn by_path(path: &str, id: NetnsId, addresses: &[IpAddr]) -> Option<Arc<Netns>> {

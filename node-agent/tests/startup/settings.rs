@@ -44,6 +44,7 @@ fn rows() -> Vec<Row> {
         ("repair-init-container-exit-code", json!(126), "0x7f", json!(127)),
         text("repair-label-selectors", ""),
         text("repair-field-selectors", ""),
+        text("ztunnel-uds-address", "/var/run/ztunnel/ztunnel.sock"),
     ]
 }
 
@@ -142,7 +143,6 @@ fn what_has_no_use_here_is_taken_all_the_same() {
         "--kubeconfig-mode=0o600",
         "--kube-ca-file=/x",
         "--skip-tls-verify",
-        "--ztunnel-uds-address=/x",
         "--ctrlz_port=9876",
         "--ctrlz_address=localhost",
         "--log_stacktrace_level=default:none",
@@ -173,7 +173,8 @@ fn what_has_no_use_here_is_taken_all_the_same() {
     let found = settings(&flags, &variables);
     assert_eq!(found["log"]["caller"], true);
     assert_eq!(found["log"]["filter"], "info", "--log-level is Istio's dead flag here");
-    assert_eq!(found["ignored"].as_array().unwrap().len(), 9, "{found}");
+    assert_eq!(found["ignored"].as_array().unwrap().len(), 8, "{found}");
+    assert_eq!(found["ztunnel-uds-address"], "/var/run/ztunnel/ztunnel.sock", "empty is none");
     let version = program("install-cni").args(["version", "--short"]).output().unwrap();
     assert!(version.status.success());
     assert_eq!(String::from_utf8_lossy(&version.stdout).trim(), env!("CARGO_PKG_VERSION"));

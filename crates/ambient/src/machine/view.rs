@@ -46,6 +46,8 @@ pub struct PodView {
     pub waiting_for: Option<Stage>,
     /// The last error of that stage, and how often it failed in a row.
     pub trouble: Option<(u32, String)>,
+    /// All that it wants exempted for kubelet's probes is, or a later owner's is.
+    pub exempt: bool,
     /// As told by [`Action::Standing`](crate::action::Action::Standing).
     pub standing: Standing,
 }
@@ -121,6 +123,7 @@ impl Machine {
             annotation: pod.marker.seen,
             waiting_for: stage,
             trouble: retry.and_then(|r| Some((r.failures(), r.last()?.to_owned()))),
+            exempt: self.probes.set(uid),
             standing: pod.standing,
         })
     }
@@ -152,6 +155,23 @@ impl Machine {
     #[must_use]
     pub fn ready(&self) -> bool {
         self.listed && self.sessions.values().any(|s| s.phase == Phase::Live)
+    }
+
+    /// [`Event::Drain`](crate::event::Event::Drain) came: no pod is enrolled any more.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining
+    }
+
+    /// [`Action::Drained`](crate::action::Action::Drained) was said.
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.drained
+    }
+
+    /// Pods of which something is left somewhere.
+    pub fn left(&self) -> impl Iterator<Item = &PodUid> {
+        self.pods.keys().filter(|uid| !self.nothing_left(uid))
     }
 
     /// Requests that are not answered yet.

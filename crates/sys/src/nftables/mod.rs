@@ -4,6 +4,7 @@
 pub(crate) mod abi;
 mod compare;
 mod compat;
+mod counters;
 mod decode;
 mod encode;
 mod expression;
@@ -13,6 +14,7 @@ mod residue;
 #[cfg(test)]
 mod tests;
 
+pub use counters::captured;
 pub use residue::{Residue, iptables_residue};
 
 use crate::backend::{Applied, Backend, BackendError, BackendKind, Diff};

@@ -31,7 +31,11 @@ pub struct Address {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn addresses() -> Result<Vec<IpAddr>, BackendError> {
-    let all = interface_addresses()?.into_iter().map(|found| found.addr);
+    Ok(outside(&mut Socket::open(Protocol::Route)?)?)
+}
+
+pub(super) fn outside(socket: &mut Socket) -> Result<Vec<IpAddr>, NetlinkError> {
+    let all = list(socket)?.into_iter().map(|found| found.addr);
     Ok(all.filter(|addr| !is_local(*addr)).collect())
 }
 

@@ -35,6 +35,16 @@ const LOOPBACK: u32 = 1;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 
+/// Brings `lo` up, and says which [`addresses`] there are, over one socket.
+///
+/// # Errors
+/// When the kernel cannot be asked or refuses.
+pub fn prepare() -> Result<Vec<IpAddr>, BackendError> {
+    let mut socket = Socket::open(Protocol::Route)?;
+    loopback::up(&mut socket)?;
+    Ok(address::outside(&mut socket)?)
+}
+
 /// Makes `want` hold, and `lo` be up when anything is wanted. True when something
 /// had to be changed.
 ///

@@ -2,11 +2,14 @@
 //! ztunnel that behaves as the real one does. Pods' traffic runs through it or not at
 //! all.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+mod crowd;
 mod drift;
 mod enrol;
+mod flow;
 mod live;
+mod moved;
 mod probe;
 mod restart;
 mod stage;
