@@ -42,7 +42,7 @@ fn nothing_is_claimed(name: &str, faults: Faults) {
         assert!(said.len() <= 1, "{}", stage.cluster.agent_log());
         let status = ztunnel.status().unwrap();
         let up = |pod: &&Started| status.workloads.get(pod.uid()).is_some_and(|view| view.up);
-        assert!(said.iter().all(|pod| up(pod)), "{status:#?}; {}", stage.cluster.agent_log());
+        assert!(said.iter().all(up), "{status:#?}; {}", stage.cluster.agent_log());
         std::thread::sleep(Duration::from_millis(100));
     }
     let unverified = ["not-accepted", "not-programmed", "new"]
