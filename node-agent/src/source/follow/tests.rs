@@ -62,7 +62,11 @@ fn a_directory_tells_what_changes() {
 #[test]
 fn a_manifest_that_is_too_fresh_to_be_read_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), "a.yaml", "kind: Pod\nmetadata: {name: a, namespace: n}\nspec: {}\n");
+    write(
+        dir.path(),
+        "a.yaml",
+        "kind: Pod\nmetadata: {name: a, namespace: n}\nspec: {containers: [{name: c}]}\n",
+    );
     let directory = Directory::open(dir.path()).unwrap();
     let (sender, changes) = channel();
     std::thread::spawn(move || {
