@@ -311,6 +311,7 @@ fn pods_and_status_tell_what_is_so() {
     assert_eq!(status["ambient"]["pods"], 2, "{status:#}");
     assert_eq!(status["ambient"]["ztunnels"][0]["taken"], 2, "{status:#}");
     assert_eq!(status["source"]["name"], "manifests");
+    assert_eq!(status["unverified"], json!({}), "{status:#}");
     let shown = sluice(&stage, &["status"]).success().unwrap();
     for part in ["ready", "backend", "nf_tables over netlink", "source", "ztunnel", "kubelet"] {
         assert!(shown.contains(part), "{part}: {shown}");

@@ -161,7 +161,8 @@ async fn serve(
     if let Some(ambient) = &ambient {
         agent.serve_ambient(Arc::clone(ambient));
     }
-    let operator_socket = operate(&run_dir, known, shown, &health, ambient.clone(), &agent)?;
+    let operator_socket =
+        operate(&run_dir, known, shown, &health, ambient.clone(), &figures, &agent)?;
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
     let counted = Arc::clone(&agent);
     let escaped = move || counted.escaped();
@@ -210,13 +211,14 @@ fn operate(
     (source, backend): (Pods, Arc<NodeBackend>),
     health: &Arc<Health>,
     ambient: Option<Arc<Ambient>>,
+    figures: &Arc<Figures>,
     agent: &Arc<Agent>,
 ) -> Result<tokio::task::JoinHandle<()>> {
     let socket = OperatorSocket::bind(run_dir)?;
-    let (health, agent) = (Arc::clone(health), Arc::clone(agent));
+    let (health, figures, agent) = (Arc::clone(health), Arc::clone(figures), Arc::clone(agent));
     let escaped = Box::new(move || agent.escaped());
     let started = Instant::now();
-    let desk = Desk { known, source, backend, health, ambient, escaped, started };
+    let desk = Desk { known, source, backend, health, ambient, figures, escaped, started };
     Ok(tokio::spawn(socket.run(Arc::new(desk))))
 }
 

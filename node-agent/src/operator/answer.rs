@@ -2,6 +2,7 @@
 //! json` prints it. Fields are added, never renamed or given another meaning.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Whether the agent was there to tell.
@@ -198,6 +199,8 @@ pub(crate) struct Status {
     pub(crate) source: Source,
     /// Ambient mode; `null` when it is off.
     pub(crate) ambient: Option<Ambient>,
+    /// Pods of either mode that the audit does not know to be captured, by why not.
+    pub(crate) unverified: BTreeMap<String, u64>,
     /// Records of captured sandboxes.
     pub(crate) records: u64,
     /// Pods that passed unseen and should not have, since the start.
@@ -258,8 +261,6 @@ pub(crate) struct Ambient {
     pub(crate) pods: u64,
     /// Of these, those that are known to be.
     pub(crate) verified: u64,
-    /// Those that are not, by why not.
-    pub(crate) unverified: std::collections::BTreeMap<String, u64>,
     /// ztunnels that are connected, oldest first.
     pub(crate) ztunnels: Vec<Session>,
     /// The host's rules for kubelet's probes; `null` when they are not there.

@@ -8,13 +8,14 @@ use super::known::Known;
 use super::pods::{self, Live};
 use super::verify::{Asked, verify};
 use crate::agent::Escaped;
-use crate::ambient::{Ambient, Look};
+use crate::ambient::{Ambient, Figures, Look};
 use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::responder::Page;
 use crate::source::Pods as Source;
 use ambient::action::Standing;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -37,6 +38,7 @@ pub(crate) struct Desk {
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) health: Arc<Health>,
     pub(crate) ambient: Option<Arc<Ambient>>,
+    pub(crate) figures: Arc<Figures>,
     pub(crate) escaped: Count,
     pub(crate) started: Instant,
 }
@@ -146,10 +148,17 @@ impl Desk {
             backend,
             source: self.source_status(),
             ambient,
+            unverified: self.unverified(),
             records: number(self.known.records.ids().len()),
             escaped_total: escaped.total,
             escaped_now: number(escaped.uncaptured),
         }
+    }
+
+    fn unverified(&self) -> BTreeMap<String, u64> {
+        let all = self.figures.unverified().into_iter().filter(|(_, count)| *count > 0);
+        all.map(|(cause, count)| (cause.code().to_owned(), u64::try_from(count).unwrap_or(0)))
+            .collect()
     }
 
     fn source_status(&self) -> SourceAnswer {
@@ -182,11 +191,6 @@ impl Desk {
             answer.verified = number(wanted().filter(|(p, _)| is_verified(p.standing)).count());
             answer.ztunnels = look.sessions.iter().map(session).collect();
         }
-        let unverified = ambient.figures().unverified().into_iter();
-        answer.unverified = unverified
-            .filter(|(_, count)| *count > 0)
-            .map(|(cause, count)| (cause.code().to_owned(), u64::try_from(count).unwrap_or(0)))
-            .collect();
         match rules {
             Ok(status) => answer.host_rules = Some(host_rules(status)),
             Err(why) => answer.host_rules_error = Some(why),

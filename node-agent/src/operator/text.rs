@@ -137,6 +137,10 @@ pub(super) fn status(answer: &Status) -> String {
     );
     say("records", format!("{} sandboxes captured", answer.records));
     say("escaped", format!("{} now, {} since the start", answer.escaped_now, answer.escaped_total));
+    let reasons = answer.unverified.iter().map(|(why, count)| format!("{count} {why}"));
+    let reasons = reasons.collect::<Vec<_>>().join(", ");
+    let reasons = if reasons.is_empty() { "no pod".to_owned() } else { reasons };
+    say("unverified", reasons);
     if answer.ambient.is_none() {
         say("ambient", "off".to_owned());
     }
@@ -147,12 +151,7 @@ pub(super) fn status(answer: &Status) -> String {
             (.., true) => "ready",
             _ => "NOT ready: no ztunnel has its pods",
         };
-        let unverified: String =
-            ambient.unverified.iter().map(|(why, count)| format!(", {count} {why}")).collect();
-        say(
-            "ambient",
-            format!("{word}; {} of {} pods verified{unverified}", ambient.verified, ambient.pods),
-        );
+        say("ambient", format!("{word}; {} of {} pods verified", ambient.verified, ambient.pods));
         for ztunnel in &ambient.ztunnels {
             let live = if ztunnel.live { "live" } else { "has not all pods yet" };
             let newest = if ztunnel.newest { ", gets new pods" } else { "" };

@@ -170,11 +170,8 @@ fn next(layer: &str, mode: &str) -> &'static str {
             "the agent looks for the pod by itself; if it stays, delete the pod"
         }
         "record" | "namespace" => "delete the pod, so that its sandbox is made and captured anew",
-        "rules" | "routing" if is_ambient => {
-            "the agent puts it right with its next audit; if it stays, look in its log, and who else writes rules there"
-        }
         "rules" | "routing" => {
-            "delete the pod so that its sandbox is made anew; until then its traffic may pass by the proxy"
+            "the agent puts it right with its next audit; if it stays, look in its log, and who else writes rules there"
         }
         "ztunnel" => "look at the ztunnel pod of this node and in its log",
         "listeners" if is_ambient => "look in ztunnel's log of this node",
