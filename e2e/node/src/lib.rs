@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod containerd;
 pub mod envoy;
+pub mod flow;
 pub mod host;
 pub mod lab;
 pub mod listing;

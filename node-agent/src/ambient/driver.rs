@@ -273,7 +273,11 @@ impl Driver {
                 written = None;
             }
         }
-        let state = subject::state(&told, wanted, annotation);
+        let mut state = subject::state(&told, wanted, annotation);
+        if state.ips.is_empty() {
+            // A manifest says none, nor does a status that kubelet has not written yet.
+            state.ips = self.addresses.get(&uid).cloned().unwrap_or_default();
+        }
         self.pods.insert(uid, Known { told, wanted, written });
         self.feed(Event::Pod(state));
         true

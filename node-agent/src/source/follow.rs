@@ -8,11 +8,14 @@ use redirect::pod::{Namespace, Pod};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a directory is looked at when nothing is heard of it: a label of a
 /// namespace in a file system that sends no messages.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long the first look waits for files that are being written.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// A pod at a moment. Shares what the source holds.
 #[derive(Debug, Clone)]
@@ -213,10 +216,14 @@ async fn follow_kubernetes(kubernetes: Arc<Kubernetes>, tell: impl Fn(Change) ->
 
 fn follow_directory(directory: &Directory, tell: impl Fn(Change) -> bool) {
     let mut known: HashMap<PodName, (Arc<Listed>, Option<Namespace>)> = HashMap::new();
-    let mut complete = false;
+    let (mut complete, begun) = (false, Instant::now());
     loop {
         let before = directory.generation();
+        // Before the look, which then has what was read by now.
+        let unread = directory.is_unread();
         let (here, namespaces) = directory.everything();
+        let in_doubt =
+            here.values().any(Option::is_none) || namespaces.values().any(Option::is_none);
         let mut changes = Vec::new();
         known.retain(|name, _| {
             let stays = here.contains_key(name);
@@ -240,7 +247,9 @@ fn follow_directory(directory: &Directory, tell: impl Fn(Change) -> bool) {
                 known.insert(name, now);
             }
         }
-        if !complete {
+        // A pod whose manifest is too fresh to be read yet would be taken for gone, and
+        // what captures it for what is left of it.
+        if !complete && (begun.elapsed() > FRESH || !(unread || in_doubt)) {
             complete = true;
             changes.push(Change::Complete);
         }

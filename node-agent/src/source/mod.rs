@@ -299,6 +299,13 @@ impl Directory {
         Ok(())
     }
 
+    /// There is a manifest that was never looked into.
+    fn is_unread(&self) -> bool {
+        let names = self.list().unwrap_or_default();
+        let files = self.lock();
+        names.iter().any(|name| !files.contains_key(name))
+    }
+
     /// Forgets the files that are gone.
     fn forget_gone(&self) -> Result<(), SourceError> {
         let names = self.list()?;

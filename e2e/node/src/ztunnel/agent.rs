@@ -3,7 +3,8 @@
 use super::run::Shared;
 use super::workloads::Outcome;
 use nix::errno::Errno;
-use std::os::fd::OwnedFd;
+use nix::poll::{PollFd, PollFlags, poll};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::seqpacket::{Connection, Packet};
@@ -97,6 +98,7 @@ fn converse(shared: &Arc<Shared>, connection: &Connection) -> End {
             }
         };
         let uid = request.as_ref().ok().and_then(|request| request.uid()).map(str::to_owned);
+        let is_add = matches!(request, Ok(Request::Add { .. }));
         let name = request.as_ref().map_or_else(ToString::to_string, ToString::to_string);
         match interrupt(shared, handled) {
             Some(End::Unwelcome) => {
@@ -109,8 +111,10 @@ fn converse(shared: &Arc<Shared>, connection: &Connection) -> End {
         let lying = shared.faults().lying;
         let outcome =
             if lying { Outcome::Ack } else { shared.workloads().handle(shared, request, fd) };
-        let delay = shared.faults().delay(uid.as_deref());
-        std::thread::sleep(delay);
+        if !pause(shared, connection, uid.as_deref(), is_add) {
+            shared.note(format!("{name}: given up"));
+            return End::Closed;
+        }
         shared.note(format!("{name}: {outcome:?}"));
         let sent = match outcome {
             Outcome::Ack => answer(shared, connection, &Response::Ack),
@@ -124,6 +128,24 @@ fn converse(shared: &Arc<Shared>, connection: &Connection) -> End {
             return End::Closed;
         }
     }
+}
+
+/// The wait before an answer; false when the connection ended first, if that ends it.
+fn pause(shared: &Shared, connection: &Connection, uid: Option<&str>, is_add: bool) -> bool {
+    let (delay, gives_up) = {
+        let faults = shared.faults();
+        (faults.delay(uid), faults.gives_up)
+    };
+    if gives_up && !is_add {
+        return true;
+    }
+    if delay.is_zero() || !gives_up {
+        std::thread::sleep(delay);
+        return true;
+    }
+    let mut polled = [PollFd::new(connection.as_fd(), PollFlags::POLLHUP)];
+    let limit = u16::try_from(delay.as_millis()).unwrap_or(u16::MAX);
+    !matches!(poll(&mut polled, limit), Ok(1..))
 }
 
 /// False when the agent has closed by now.

@@ -16,6 +16,9 @@ pub struct Faults {
     pub deaf: bool,
     /// Milliseconds that it waits before the answer to a pod's request.
     pub delay_ms: BTreeMap<String, u64>,
+    /// Only Adds have such a wait, and it ends with the connection: what took so long is
+    /// given up, and the next connection does not wait for it.
+    pub gives_up: bool,
     /// So many times the start of a pod's proxy fails.
     pub refuse: BTreeMap<String, u32>,
     /// Its errors come with a stack trace, as those of a debug build do: 12307 bytes.

@@ -1,6 +1,5 @@
 use super::*;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
 
 fn name(name: &str) -> PodName {
     PodName { namespace: "n".to_owned(), name: name.to_owned() }
@@ -57,4 +56,23 @@ fn a_directory_tells_what_changes() {
     drop(changes);
     write(dir.path(), "a.yaml", &pod("3"));
     thread.join().unwrap();
+}
+
+/// Whoever hears that this is all takes other pods for gone.
+#[test]
+fn a_manifest_that_is_too_fresh_to_be_read_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        dir.path(),
+        "a.yaml",
+        "kind: Pod\nmetadata: {name: a, namespace: n}\nspec: {containers: [{name: c}]}\n",
+    );
+    let directory = Directory::open(dir.path()).unwrap();
+    let (sender, changes) = channel();
+    std::thread::spawn(move || {
+        follow_directory(&directory, move |change| sender.send(change).is_ok());
+    });
+    let Change::Pod(told) = next(&changes) else { panic!("the pod comes first") };
+    assert_eq!(told.name(), name("a"));
+    assert!(matches!(next(&changes), Change::Complete));
 }

@@ -1,0 +1,15 @@
+//! Ambient capture broken on purpose: rules, namespaces, agent and ztunnel are taken
+//! away at the worst moments, and pods are captured again, or do not start, or somebody
+//! is told. The figures at full size are the benchmark's.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+mod flush;
+mod killed;
+mod many;
+mod marks;
+mod recreated;
+#[path = "../ambient/stage.rs"]
+mod stage;
+mod takeover;
+mod ztunnel;

@@ -1,0 +1,99 @@
+//! Pods that Istio's own agent enrolled, with its iptables rules and no record of ours,
+//! are taken over under traffic.
+
+use crate::stage::{Stage, Started, records};
+use e2e_node::conformance::Kind;
+use e2e_node::flow::{Flow, come_on, finish};
+use e2e_node::rules::{Form, Script, Tool, route_replies};
+use serde_json::json;
+use std::time::Duration;
+
+/// Pods; the conversion of one under many connections is a test of `sys`.
+const PODS: usize = 8;
+/// Connections from each pod to the next.
+const FLOWS: usize = 6;
+
+/// What Istio's agent writes for a pod without options.
+fn istios(stage: &Stage) -> Script {
+    let case = json!({"name": "takeover", "config": {
+        "redirect_dns": true, "enable_ipv6": true, "host_probe_snat_v4": "169.254.7.127",
+        "host_probe_snat_v6": "fd16:9254:7127:1337:ffff:ffff:ffff:ffff", "pod": {},
+    }});
+    let file = stage.cluster.node.host.scratch().file("case.json", &case.to_string()).unwrap();
+    let form = (Form::Compat, Tool::Iptables);
+    Script::printed(Kind::Ambient, &file, None, form, &stage.cluster.programs).unwrap()
+}
+
+fn taken_over(name: &str, tool: Tool) {
+    let mut stage = Stage::with_api(name, "nftables");
+    stage.label(Some("ambient"));
+    let ztunnel = stage.ztunnel("zt");
+    let start = |n| stage.start(stage.manifest(&format!("p{n}"))).unwrap();
+    let pods: Vec<Started> = (0..PODS).map(start).collect();
+    let _servers: Vec<_> = pods.iter().map(|pod| stage.serve(pod)).collect();
+    // As if Istio's agent had done it: its rules, and no record.
+    stage.cluster.agent.take().unwrap().kill().unwrap();
+    let rules = istios(&stage);
+    for pod in &pods {
+        pod.pod.sandbox.load(&["nft", "flush", "ruleset"], "").unwrap();
+        for family in ["-4", "-6"] {
+            pod.pod.sandbox.load(&["ip", family, "rule", "del", "priority", "32764"], "").unwrap();
+            pod.pod.sandbox.load(&["ip", family, "route", "flush", "table", "100"], "").unwrap();
+        }
+        rules.load(&pod.pod.sandbox, tool).unwrap();
+        route_replies(&pod.pod.sandbox, true).unwrap();
+    }
+    let run = stage.cluster.directories.run.clone();
+    let kept = run.join("sandboxes");
+    assert!(kept.is_dir(), "{}", kept.display());
+    std::fs::remove_dir_all(&kept).unwrap();
+
+    let mut flows = Vec::new();
+    for (n, pod) in pods.iter().enumerate() {
+        let next = &pods[(n + 1) % PODS];
+        for flow in 0..FLOWS {
+            let pause = Duration::from_millis(if flow % 3 == 0 { 20 } else { 150 });
+            let to = next.app(flow % 2 == 1);
+            flows.push(Flow::start(pod.pod.sandbox.netns(), to, pause).unwrap());
+        }
+    }
+    come_on(&flows).unwrap();
+    let before = ztunnel.status().unwrap();
+    assert_eq!(before.records.len(), 2 * flows.len(), "all run through ztunnel");
+
+    stage.start_agent();
+    for pod in &pods {
+        stage.eventually("its rules are ours alone", |_| {
+            let list = pod.pod.sandbox.load(&["nft", "list", "ruleset"], "").unwrap();
+            list.contains("istio-ambient-nat") && !list.contains("ISTIO_")
+        });
+        if tool == Tool::Legacy {
+            let saved = pod.pod.sandbox.load(&["iptables-legacy-save"], "").unwrap();
+            assert!(!saved.contains("ISTIO_"), "{saved}");
+        }
+    }
+    let more = before.connections + 1;
+    let after = ztunnel.wait("the snapshot", |s| s.connections >= more && s.snapshot).unwrap();
+    assert_eq!((after.started, after.stopped), (before.started, before.stopped), "no proxy ends");
+    come_on(&flows).unwrap();
+    let total = flows.len();
+    let broken = finish(flows);
+    println!("{PODS} pods by {tool:?}: {} of {total} connections broke", broken.len());
+    assert_eq!(broken, Vec::<String>::new());
+    let mut seen = ztunnel.status().unwrap().records.len();
+    for (pod, next) in pods.iter().zip(&pods[1..]) {
+        assert_eq!(stage.answer(&pod.pod.sandbox, next.app(true)).peer, pod.ip(true));
+        assert_eq!(records(&ztunnel, &mut seen).len(), 2, "still captured");
+        stage.eventually("said", |s| s.redirection(pod).as_deref() == Some("enabled"));
+    }
+}
+
+#[test]
+fn from_iptables_nft() {
+    taken_over("takeover-nft", Tool::Iptables);
+}
+
+#[test]
+fn from_iptables_legacy() {
+    taken_over("takeover-legacy", Tool::Legacy);
+}
