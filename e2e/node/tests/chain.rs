@@ -502,12 +502,16 @@ fn without_its_agent_no_meshed_pod_starts() {
         assert_eq!(code(&err).code, 100, "{err:#}");
         let links = during.sandbox.program("ip").args(["-o", "link"]).check().unwrap();
         assert_eq!(links.lines().count(), 1, "only lo: {links}");
-        let err = cluster.runtime().status(&cluster.list).unwrap_err();
+        // One that could be on the pod network must not keep itself from starting.
+        cluster.runtime().status(&cluster.list).unwrap();
+        let mut on_host = cluster.list.clone();
+        on_host.plugins[1].config.insert("agent_host_network".to_owned(), json!(true));
+        let err = cluster.runtime().status(&on_host).unwrap_err();
         assert_eq!(code(&err).code, 50, "{err:#}");
         cluster.runtime().delete(&cluster.list, &during.attachment).unwrap();
 
         cluster.start_agent(backend).unwrap();
-        cluster.runtime().status(&cluster.list).unwrap();
+        cluster.runtime().status(&on_host).unwrap();
         cluster.attach(&mut during).unwrap();
         let _during = serve(&cluster, &during, false);
         assert_fates(&cluster, &during, captured_v4(&during));
