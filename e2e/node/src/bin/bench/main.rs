@@ -2,6 +2,7 @@
 //! `scripts/bench`, which builds what it measures. Nothing here judges a time.
 
 mod add;
+mod ambient;
 mod containerd;
 mod figure;
 mod kubernetes;
@@ -15,7 +16,8 @@ use e2e_node::lab::Scratch;
 use figure::{Figure, HEADER};
 use std::path::{Path, PathBuf};
 
-const USAGE: &str = "bench --dist DIR --nothing PROGRAM --rules PROGRAM [--rounds N] [--json]";
+const USAGE: &str =
+    "bench --dist DIR --nothing PROGRAM --rules PROGRAM [--rounds N] [--only-ambient] [--json]";
 
 /// What the command line says.
 struct Options {
@@ -27,6 +29,8 @@ struct Options {
     rules: PathBuf,
     /// Samples of each time.
     rounds: usize,
+    /// Only what is measured of ambient mode.
+    only_ambient: bool,
     /// One JSON object a line, no table.
     json: bool,
 }
@@ -34,7 +38,7 @@ struct Options {
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let (mut dist, mut nothing, mut rules) = (None, None, None);
-        let (mut rounds, mut json) = (200, false);
+        let (mut rounds, mut json, mut only_ambient) = (200, false, false);
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} wants a value; {USAGE}"));
             match arg.as_str() {
@@ -42,6 +46,7 @@ impl Options {
                 "--nothing" => nothing = Some(PathBuf::from(value()?)),
                 "--rules" => rules = Some(PathBuf::from(value()?)),
                 "--rounds" => rounds = value()?.parse().context("--rounds wants a number")?,
+                "--only-ambient" => only_ambient = true,
                 "--json" => json = true,
                 _ => anyhow::bail!("unknown argument {arg}; {USAGE}"),
             }
@@ -51,6 +56,7 @@ impl Options {
             nothing: nothing.context(USAGE)?,
             rules: rules.context(USAGE)?,
             rounds,
+            only_ambient,
             json,
         })
     }
@@ -68,12 +74,16 @@ fn main() -> Result<()> {
         }
         anyhow::Ok(())
     };
+    if options.only_ambient {
+        return show(ambient::figures(dist, &Scratch::create()?)?);
+    }
     show(start::figures(dist, &options.nothing, *rounds)?)?;
     show(rules::figures(&options.rules, *rounds)?)?;
     show(add::figures(dist, &Scratch::create()?, *rounds)?)?;
     show(containerd::figures(dist, &Scratch::create()?, *rounds)?)?;
     show(memory::figures(dist, &Scratch::create()?)?)?;
-    show(kubernetes::figures(dist, &Scratch::create()?)?)
+    show(kubernetes::figures(dist, &Scratch::create()?)?)?;
+    show(ambient::figures(dist, &Scratch::create()?)?)
 }
 
 /// Size of a file in bytes.

@@ -43,6 +43,16 @@ impl Pod {
         format!("{}-{}", self.namespace, self.number)
     }
 
+    /// Its uid.
+    pub(crate) fn uid(self) -> String {
+        format!("uid-of-{}", self.name())
+    }
+
+    /// Without a sidecar.
+    pub(crate) fn plain(self) -> Value {
+        plain_pod(self.namespace, &self.name())
+    }
+
     /// As Istio's injector leaves a dual-stack pod with DNS capture, a pod with its
     /// defaults, or one that it leaves alone.
     pub(crate) fn manifest(self) -> Value {
@@ -94,6 +104,11 @@ impl Sandbox {
         ))?;
         reach(node, [v4.parse()?, v6.parse()?])?;
         Ok(Self { netns, number })
+    }
+
+    /// Its number, by which [`addresses`] are.
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     fn container_id(&self) -> String {
