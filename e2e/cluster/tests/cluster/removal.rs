@@ -82,6 +82,13 @@ fn clean_by_hand(cluster: &Cluster) -> Result<()> {
     })
 }
 
+/// Until its pods have ended they take out again what is installed.
+fn end_cleaning(cluster: &Cluster) -> Result<()> {
+    apply_plain(cluster, "delete", "cleanup.yaml")?;
+    let pods = ["pods", "-n", SYSTEM, "-l", "k8s-app=istio-cni-node-cleanup"];
+    cluster.client.wait_gone(&pods, PATIENCE)
+}
+
 fn delete_cluster_wide(cluster: &Cluster) -> Result<()> {
     cluster.client.delete(&CLUSTER_WIDE)
 }
@@ -125,7 +132,7 @@ pub(crate) fn by_helm_without_hooks(cluster: &mut Cluster) -> Result<()> {
     start_and_stop(cluster, space)?;
     clean_by_hand(cluster)?;
     cluster.wait_untouched()?;
-    apply_plain(cluster, "delete", "cleanup.yaml")
+    end_cleaning(cluster)
 }
 
 /// The namespace is deleted, with agents, accounts and Helm's own record in it.
@@ -139,7 +146,7 @@ pub(crate) fn by_namespace(cluster: &mut Cluster) -> Result<()> {
     cluster.client.run(&["create", "namespace", SYSTEM])?;
     clean_by_hand(cluster)?;
     cluster.wait_untouched()?;
-    apply_plain(cluster, "delete", "cleanup.yaml")?;
+    end_cleaning(cluster)?;
     delete_cluster_wide(cluster)
 }
 
@@ -153,7 +160,7 @@ pub(crate) fn by_daemonset(cluster: &mut Cluster) -> Result<()> {
     clean_by_hand(cluster)?;
     cluster.wait_untouched()?;
     cluster.helm(&["uninstall", RELEASE, "-n", SYSTEM, "--no-hooks", "--wait"])?;
-    apply_plain(cluster, "delete", "cleanup.yaml")?;
+    end_cleaning(cluster)?;
     start_and_stop(cluster, space)
 }
 
@@ -193,7 +200,7 @@ pub(crate) fn without_helm(cluster: &mut Cluster) -> Result<()> {
     cluster.wait_ready(space, "early")?;
     clean_by_hand(cluster)?;
     apply_plain(cluster, "delete", "install.yaml")?;
-    apply_plain(cluster, "delete", "cleanup.yaml")?;
+    end_cleaning(cluster)?;
     cluster.wait_untouched()?;
     start_and_stop(cluster, space)
 }
