@@ -67,7 +67,8 @@ pub(crate) fn tidy(stage: &Stage) {
     for directory in ["sandboxes", "passed"] {
         assert_eq!(names(&run.join(directory)), BTreeSet::new(), "{directory}");
     }
-    let own = ["log.sock", "passed", "pluginevent.sock", "sandboxes", "snapshot.json"];
+    let own =
+        ["log.sock", "operator.sock", "passed", "pluginevent.sock", "sandboxes", "snapshot.json"];
     let own = BTreeSet::from(own.map(str::to_owned));
     stage.eventually("nothing but what belongs there", || {
         let mut there = names(&run);
