@@ -8,12 +8,13 @@ use e2e_node::cluster::{Cluster, NAMESPACE, Network, Pod, attempt};
 use e2e_node::lab::node::{OUTSIDE_V4, OUTSIDE_V6, RESOLVER_V4, RESOLVER_V6};
 use e2e_node::packet::{Fate, Transport};
 use e2e_node::process::{Identity, Running};
-use e2e_node::runtime::{CniError, Conflist, cni_error};
+use e2e_node::runtime::{Attachment, CniError, Conflist, cni_error};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use sys::netns::{Netns, within};
 
 const BACKENDS: [&str; 2] = ["nftables", "iptables"];
 
@@ -517,6 +518,43 @@ fn without_its_agent_no_meshed_pod_starts() {
         assert_fates(&cluster, &during, captured_v4(&during));
         cluster.runtime().check(&cluster.list, &before.attachment).unwrap();
     }
+}
+
+/// containerd runs the plugin `loopback` at the same time as the chain. That one fails
+/// when `lo` has an address that is not of the loopback, as the `::6` of a pod with IPv6.
+#[test]
+fn a_loopback_plugin_beside_the_chain_finds_lo_as_it_wants_it() {
+    let network = Network { main: "main-plugin".to_owned(), ..Network::default() };
+    let cluster = Cluster::create("beside", "nftables", &network).unwrap();
+    let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
+    let manifest = sidecar_pod(NAMESPACE, "beside", &annotations("REDIRECT"), &[DUAL]);
+    let mut pod = cluster.sandbox(&manifest).unwrap();
+    pod.sandbox.ip("link set lo down\n").unwrap();
+    let loopback = r#"{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}"#;
+    let loopback = Conflist::parse(loopback).unwrap();
+    let lo = Attachment { interface: "lo".to_owned(), ..pod.attachment.clone() };
+    let (runtime, path) = (cluster.runtime(), pod.sandbox.path().to_owned());
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| {
+            let netns = Netns::open(&path).unwrap();
+            let addressed = || within(&netns, || !sys::routing::addresses().unwrap().is_empty());
+            let end = Instant::now() + Duration::from_secs(20);
+            while !addressed().unwrap() {
+                assert!(Instant::now() < end, "the chain gave no address");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            // By now our plugin is next, and needs some milliseconds.
+            std::thread::sleep(Duration::from_millis(40));
+            runtime.add(&loopback, &lo).map(drop)
+        });
+        cluster.attach(&mut pod).unwrap();
+        beside.join().unwrap().unwrap();
+    });
+    let addresses = pod.sandbox.program("ip").args(["-6", "addr", "show", "dev", "lo"]);
+    let addresses = addresses.check().unwrap();
+    assert!(addresses.contains("inet6 ::6/128"), "{addresses}");
+    let _servers = serve(&cluster, &pod, false);
+    assert_fates(&cluster, &pod, captured_v4(&pod));
 }
 
 /// A pod the agent has never heard of is not "outside the mesh".

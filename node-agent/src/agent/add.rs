@@ -11,12 +11,16 @@ use redirect::plan::Plan;
 use redirect::pod::Pod;
 use redirect::sidecar::{self, PlanError, plan};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sys::backend::BackendKind;
 use sys::netns::{Netns, within_pod};
 use sys::probe::{self, Inside, ProbeError, Report};
 use wire::code;
 use wire::request::{Answer, Decision, PodRequest};
+
+/// How long a runtime that runs the `loopback` plugin beside our chain is waited for.
+/// Both begin together; one that brings `lo` up later, or not at all, costs this once.
+const LOOPBACK_WAIT: Duration = Duration::from_millis(500);
 
 /// What was done inside the pod's namespace.
 struct Done {
@@ -128,7 +132,8 @@ impl Agent {
             Failure::new(code::RULES_NOT_PROGRAMMED, what, next)
         };
         // The runtime may bring lo up only after this chain, and the proof goes by it.
-        let addresses = sys::routing::prepare().map_err(|error| rules(causes(&error)))?;
+        let addresses =
+            sys::routing::prepare(LOOPBACK_WAIT).map_err(|error| rules(causes(&error)))?;
         let addresses = super::without_validation(addresses);
         let plan = plan(pod, &self.config, &addresses).map_err(|error| refused(pod, &error))?;
         let place = match self.backend.kind() {

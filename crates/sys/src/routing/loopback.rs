@@ -8,6 +8,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use nix::errno::Errno;
 use redirect::net::Cidr;
+use std::time::{Duration, Instant};
 
 /// Brings `lo` up. True when it was down.
 ///
@@ -39,6 +40,26 @@ pub(super) fn up(socket: &mut Socket) -> Result<bool, NetlinkError> {
     let object = || "set link lo up".to_owned();
     socket.request(object, libc::RTM_NEWLINK, 0, |b| write(b, &header))?;
     Ok(true)
+}
+
+/// Waits until somebody else has brought `lo` up, and has had the time to look at its
+/// addresses, which the `loopback` plugin does next.
+pub(super) fn wait_until_up(socket: &mut Socket, patience: Duration) -> Result<(), NetlinkError> {
+    const LOOK: Duration = Duration::from_millis(1);
+    const SETTLED: Duration = Duration::from_millis(10);
+    let end = Instant::now() + patience;
+    let mut waited = false;
+    while !is_up(socket)? {
+        if Instant::now() >= end {
+            return Ok(());
+        }
+        waited = true;
+        std::thread::sleep(LOOK);
+    }
+    if waited {
+        std::thread::sleep(SETTLED);
+    }
+    Ok(())
 }
 
 pub(super) fn has(socket: &mut Socket, cidr: &Cidr) -> Result<bool, NetlinkError> {

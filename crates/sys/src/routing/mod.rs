@@ -28,6 +28,7 @@ use redirect::desired::{MarkRoute, Routing};
 use redirect::net::{Cidr, Family};
 use redirect::plan::{TPROXY_MARK, TPROXY_TABLE};
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 /// Index of `lo`, in every network namespace (LOOPBACK_IFINDEX).
 const LOOPBACK: u32 = 1;
@@ -37,12 +38,20 @@ const NLM_F_CREATE: u16 = 0x400;
 
 /// Brings `lo` up, and says which [`addresses`] there are, over one socket.
 ///
+/// With IPv6 it first gives whoever else is to bring `lo` up this long. containerd runs
+/// the `loopback` plugin beside the chain, and that one fails when it finds an address
+/// on `lo` that is not of the loopback, as `::6` is.
+///
 /// # Errors
 /// When the kernel cannot be asked or refuses.
-pub fn prepare() -> Result<Vec<IpAddr>, BackendError> {
+pub fn prepare(patience: Duration) -> Result<Vec<IpAddr>, BackendError> {
     let mut socket = Socket::open(Protocol::Route)?;
+    let addresses = address::outside(&mut socket)?;
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        loopback::wait_until_up(&mut socket, patience)?;
+    }
     loopback::up(&mut socket)?;
-    Ok(address::outside(&mut socket)?)
+    Ok(addresses)
 }
 
 /// Makes `want` hold, and `lo` be up when anything is wanted. True when something

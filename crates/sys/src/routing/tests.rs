@@ -5,6 +5,8 @@ use crate::netns::{Netns, within};
 use crate::process::Command;
 use redirect::ambient::Ipv6;
 use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 fn fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     within(&Netns::create().unwrap(), f).unwrap()
@@ -199,5 +201,58 @@ fn lists_addresses_and_routes() {
         ip_tool("route add blackhole 192.0.2.0/24");
         assert!(exists("198.51.100.1"));
         assert!(!exists("192.0.2.1"));
+    });
+}
+
+/// containerd runs `loopback` beside the chain: it brings `lo` up, and refuses `::6`.
+#[test]
+fn waits_with_ipv6_for_who_brings_lo_up() {
+    const PATIENCE: Duration = Duration::from_millis(300);
+    let netns = Netns::create().unwrap();
+    let begin = |addresses: &[&str]| {
+        let addresses: Vec<String> = addresses.iter().map(|a| (*a).to_owned()).collect();
+        within(&netns, move || {
+            ip_tool("link set lo down");
+            for address in addresses {
+                ip_tool(&format!("addr replace {address} dev pod0"));
+            }
+        })
+        .unwrap();
+    };
+    let prepare = || {
+        within(&netns, || {
+            let begun = Instant::now();
+            let found = prepare(PATIENCE).unwrap().len();
+            assert!(ip_tool("link show lo").contains("UP"));
+            (found, begun.elapsed())
+        })
+        .unwrap()
+    };
+    within(&netns, || ip_tool("link add pod0 type veth peer name far0")).unwrap();
+    within(&netns, || ip_tool("link set pod0 up")).unwrap();
+    begin(&["10.9.9.1/24"]);
+    let (found, took) = prepare();
+    assert_eq!(found, 1);
+    assert!(took < PATIENCE, "IPv4 alone waits for nobody: {took:?}");
+
+    begin(&["fd00:9::1/64"]);
+    let (found, took) = prepare();
+    assert_eq!(found, 2);
+    assert!(took >= PATIENCE, "nobody came: {took:?}");
+
+    // Up already: no wait.
+    assert!(prepare().1 < PATIENCE);
+
+    begin(&[]);
+    let up = Mutex::new(None);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(60));
+            within(&netns, || ip_tool("link set lo up")).unwrap();
+            *up.lock().unwrap() = Some(Instant::now());
+        });
+        prepare();
+        let ended = Instant::now();
+        assert!(up.lock().unwrap().is_some_and(|up| up < ended), "did not wait for it");
     });
 }
