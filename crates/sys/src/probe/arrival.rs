@@ -1,6 +1,6 @@
 //! A connection from the node to the pod.
 
-use super::endpoint::{Fate, Listener};
+use super::endpoint::{Dial, Fate, Listener};
 use super::report::{Outcome, ProbeError, Way};
 use super::{ATTEMPT, attempt, escaped};
 use crate::netns::{Netns, within};
@@ -34,11 +34,12 @@ impl Arrival {
             Ok(Outcome::NotProved(format!("node to {}: {}", self.target, errno.desc())))
         };
         let mut fate = dial();
-        while fate == Ok(Fate::Silence)
-            && Instant::now() + ATTEMPT < until
-            && is_unresolved(self.target.ip()).unwrap_or(false)
-        {
-            fate = dial();
+        while fate == Ok(Fate::Silence) && Instant::now() + ATTEMPT < until {
+            let (again, sought) = self.dial_seeking();
+            fate = again;
+            if !sought {
+                break;
+            }
         }
         match fate {
             Ok(Fate::Arrived) => Ok(Outcome::Proved(self.target)),
@@ -56,6 +57,17 @@ impl Arrival {
             }
             Ok(Fate::Failed(errno)) | Err(errno) => not_proved(errno),
         }
+    }
+
+    /// Dials once more; true when the neighbour was looked for when the packet was sent.
+    /// Asked afterwards, it may have been found just too late for that packet.
+    fn dial_seeking(&self) -> (Result<Fate, Errno>, bool) {
+        let dial = match Dial::start(None, None, self.target) {
+            Ok(dial) => dial,
+            Err(errno) => return (Err(errno), false),
+        };
+        let sought = is_unresolved(self.target.ip()).unwrap_or(false);
+        (Ok(dial.fate(self.listener.as_ref(), Instant::now() + ATTEMPT)), sought)
     }
 
     /// A refusal is the pod's own, and then the rules do not work, or that of a

@@ -82,36 +82,39 @@ impl AmbientInside {
         // captured would be refused and not seen.
         let arrivals = std::mem::take(&mut self.arrivals);
         for arrival in &arrivals {
-            let mut outcome = self.arrive(arrival)?;
-            while matches!(outcome, Outcome::NotProved(_))
-                && Instant::now() < until
-                && is_unresolved(arrival.to.ip()).unwrap_or(false)
-            {
-                outcome = self.arrive(arrival)?;
-            }
-
+            let outcome = loop {
+                let (outcome, sought) = self.arrive(arrival)?;
+                let again = sought && matches!(outcome, Outcome::NotProved(_));
+                if !again || Instant::now() >= until {
+                    break outcome;
+                }
+            };
             self.push(arrival.way, Family::of(arrival.to.ip()), outcome);
         }
         Ok(self.report)
     }
 
-    fn arrive(&mut self, arrival: &Arrival) -> Result<Outcome, ProbeError> {
+    /// True with it when the pod was looked for when the packet was sent. Asked
+    /// afterwards, it may have been found just too late for that packet.
+    fn arrive(&mut self, arrival: &Arrival) -> Result<(Outcome, bool), ProbeError> {
         let Arrival { way, from, to, want, ref listener } = *arrival;
-        let not_proved =
-            |errno: Errno| Outcome::NotProved(format!("node to {to}: {}", errno.desc()));
+        let not_proved = |errno: Errno| {
+            Ok((Outcome::NotProved(format!("node to {to}: {}", errno.desc())), false))
+        };
         let dial = match Dial::deaf(to, from, None) {
             Ok(dial) => dial,
-            Err(errno) => return Ok(not_proved(errno)),
+            Err(errno) => return not_proved(errno),
         };
         let redirected = matches!(want, Want::Port(_));
         if let (Some(listener), true) = (listener, redirected) {
             listener.admit(dial.source().port()).map_err(socket("filter a listener"))?;
         }
         if let Err(errno) = dial.connect() {
-            return Ok(not_proved(errno));
+            return not_proved(errno);
         }
+        let sought = is_unresolved(to.ip()).unwrap_or(false);
         let port = if let Want::Port(port) = want { port } else { 0 };
         let seen = self.tracker.watch(&dial, to, port)?;
-        judge(way, to, want, &seen, listener.is_some())
+        Ok((judge(way, to, want, &seen, listener.is_some())?, sought))
     }
 }
