@@ -12,7 +12,7 @@ use e2e_node::runtime::{Attachment, CniError, Conflist, cni_error};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use sys::netns::{Netns, within};
 
@@ -527,34 +527,58 @@ fn a_loopback_plugin_beside_the_chain_finds_lo_as_it_wants_it() {
     let network = Network { main: "main-plugin".to_owned(), ..Network::default() };
     let cluster = Cluster::create("beside", "nftables", &network).unwrap();
     let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
-    let manifest = sidecar_pod(NAMESPACE, "beside", &annotations("REDIRECT"), &[DUAL]);
-    let mut pod = cluster.sandbox(&manifest).unwrap();
-    pod.sandbox.ip("link set lo down\n").unwrap();
     let loopback = r#"{"cniVersion":"1.0.0","name":"lo","plugins":[{"type":"loopback"}]}"#;
     let loopback = Conflist::parse(loopback).unwrap();
-    let lo = Attachment { interface: "lo".to_owned(), ..pod.attachment.clone() };
-    let (runtime, path) = (cluster.runtime(), pod.sandbox.path().to_owned());
-    std::thread::scope(|scope| {
-        let beside = scope.spawn(|| {
-            let netns = Netns::open(&path).unwrap();
-            let addressed = || within(&netns, || !sys::routing::addresses().unwrap().is_empty());
-            let end = Instant::now() + Duration::from_secs(20);
-            while !addressed().unwrap() {
-                assert!(Instant::now() < end, "the chain gave no address");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            // By now our plugin is next, and needs some milliseconds.
-            std::thread::sleep(Duration::from_millis(40));
-            runtime.add(&loopback, &lo).map(drop)
+    // The agent waits half a second. A machine that is slower than that tells nothing.
+    for attempt in 0..8 {
+        let name = format!("beside-{attempt}");
+        let manifest = sidecar_pod(NAMESPACE, &name, &annotations("REDIRECT"), &[DUAL]);
+        let mut pod = cluster.sandbox(&manifest).unwrap();
+        pod.sandbox.ip("link set lo down\n").unwrap();
+        let lo = Attachment { interface: "lo".to_owned(), ..pod.attachment.clone() };
+        let (runtime, path) = (cluster.runtime(), pod.sandbox.path().to_owned());
+        let (added, took) = std::thread::scope(|scope| {
+            let beside = scope.spawn(|| {
+                let begun = await_our_plugin(&path);
+                (runtime.add(&loopback, &lo).map(drop), begun.elapsed())
+            });
+            cluster.attach(&mut pod).unwrap();
+            beside.join().unwrap()
         });
-        cluster.attach(&mut pod).unwrap();
-        beside.join().unwrap().unwrap();
-    });
-    let addresses = pod.sandbox.program("ip").args(["-6", "addr", "show", "dev", "lo"]);
-    let addresses = addresses.check().unwrap();
-    assert!(addresses.contains("inet6 ::6/128"), "{addresses}");
-    let _servers = serve(&cluster, &pod, false);
-    assert_fates(&cluster, &pod, captured_v4(&pod));
+        if let Err(error) = added {
+            assert!(took > Duration::from_millis(450), "after {took:?}: {error}");
+            continue;
+        }
+        let addresses = pod.sandbox.program("ip").args(["-6", "addr", "show", "dev", "lo"]);
+        let addresses = addresses.check().unwrap();
+        assert!(addresses.contains("inet6 ::6/128"), "{addresses}");
+        let _servers = serve(&cluster, &pod, false);
+        assert_fates(&cluster, &pod, captured_v4(&pod));
+        return;
+    }
+    panic!("no loopback plugin came to an end within the agent's patience");
+}
+
+/// Waits until our plugin is at its work in a namespace, and for what it would have done
+/// by then; returns when it began, or a little before.
+fn await_our_plugin(path: &Path) -> Instant {
+    let netns = Netns::open(path).unwrap();
+    let addressed = || !sys::routing::addresses().unwrap().is_empty();
+    let end = Instant::now() + Duration::from_secs(20);
+    while !within(&netns, addressed).unwrap() {
+        assert!(Instant::now() < end, "the chain gave no address");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let begun = Instant::now();
+    let ours = || {
+        let inet6 = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        inet6.starts_with("00000000000000000000000000000006")
+            || inet6.contains("\n00000000000000000000000000000006")
+    };
+    while begun.elapsed() < Duration::from_millis(200) && !within(&netns, ours).unwrap() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    begun
 }
 
 /// A pod the agent has never heard of is not "outside the mesh".

@@ -46,7 +46,8 @@ pub(super) fn up(socket: &mut Socket) -> Result<bool, NetlinkError> {
 /// addresses, which the `loopback` plugin does next.
 pub(super) fn wait_until_up(socket: &mut Socket, patience: Duration) -> Result<(), NetlinkError> {
     const LOOK: Duration = Duration::from_millis(1);
-    const SETTLED: Duration = Duration::from_millis(10);
+    // Few sandboxes are that close a race, and a busy machine takes its time.
+    const SETTLED: Duration = Duration::from_millis(100);
     let end = Instant::now() + patience;
     let mut waited = false;
     while !is_up(socket)? {
