@@ -5,6 +5,34 @@
 # namespaces under netns/.
 LEFTOVER_PREFIX=${TMPDIR:-/tmp}/sluice-e2e-
 
+# What cargo's tests have in their environment, and with them all that they start, by
+# which it is told from what other checkouts run at the same time.
+TEST_RUN=SLUICE_TEST_RUN=$$-$(date +%s)
+
+# Ids of processes that the tests of this run started, whoever is their parent by now.
+processes_of_this_run() {
+  local environ
+  while read -r environ; do
+    environ=${environ#/proc/}
+    printf '%s\n' "${environ%/environ}"
+  done < <(grep -lzFx "$TEST_RUN" /proc/[0-9]*/environ 2>/dev/null)
+}
+
+# Leaves out lines about what a process that lives has a name from, `sluice-e2e-PID-...`:
+# the tests have ended, so that is another checkout's.
+not_of_the_living() {
+  local line pid
+  while IFS= read -r line; do
+    pid=${line##*/sluice-e2e-}
+    pid=${pid%%-*}
+    case "$pid" in
+      *[!0-9]* | '') ;;
+      *) [ ! -d "/proc/$pid" ] || continue ;;
+    esac
+    printf '%s\n' "$line"
+  done
+}
+
 # Ids of processes whose program is one of our builds.
 our_processes() {
   local link target
@@ -57,8 +85,9 @@ clean_leftovers() {
 }
 
 # What the machine looks like as far as our tests could change it, a line a thing:
-# the host's own rules, policy routing and links, the network namespaces, our
-# processes, mounts and files at the places that an installed Sluice would use.
+# the host's own rules, policy routing and links, named network namespaces, the tests'
+# processes with the namespaces that they are in, mounts, and files at the places that an
+# installed Sluice would use.
 machine_state() (
   # In a subshell that goes on: a source that this machine lacks is an empty one.
   set +e +o pipefail
@@ -70,13 +99,15 @@ machine_state() (
   done
   ip -o link 2>/dev/null | awk -F': ' '{ print "host link:", $2 }'
   ip netns list 2>/dev/null | awk '{ print "named namespace:", $1 }'
-  # By number alone, since which process stands for one changes; not the one this runs in.
-  lsns -t net -n -o NS 2>/dev/null | awk -v own="$(stat -Lc %i /proc/self/ns/net)" '$1 != own { print "namespace " $1 }'
+  processes_of_this_run | while read -r pid; do
+    printf 'process of a test: %s in %s: %s\n' "$pid" "$(readlink "/proc/$pid/ns/net")" \
+      "$(tr '\0' ' ' <"/proc/$pid/cmdline")"
+  done 2>/dev/null
   our_processes | sed 's/^/process: /'
-  awk '/sluice|istio-cni|nsfs/ { print "mount:", $2 }' /proc/self/mounts
+  awk '/sluice|istio-cni|nsfs/ { print "mount:", $2 }' /proc/self/mounts | not_of_the_living
   find /run/istio-cni /etc/cni /opt/cni 2>/dev/null | sed 's/^/file: /'
-  find /sys/fs/cgroup -maxdepth 2 -type d -name 'sluice-e2e-*' 2>/dev/null | sed 's/^/cgroup: /'
-  find "$(dirname "$LEFTOVER_PREFIX")" -maxdepth 1 -name "$(basename "$LEFTOVER_PREFIX")*" 2>/dev/null | sed 's/^/directory: /'
+  find /sys/fs/cgroup -maxdepth 2 -type d -name 'sluice-e2e-*' 2>/dev/null | sed 's/^/cgroup: /' | not_of_the_living
+  find "$(dirname "$LEFTOVER_PREFIX")" -maxdepth 1 -name "$(basename "$LEFTOVER_PREFIX")*" 2>/dev/null | sed 's/^/directory: /' | not_of_the_living
 )
 
 # leaked BEFORE: prints what is there now and was not in the file BEFORE, and what
@@ -84,13 +115,12 @@ machine_state() (
 # still on its way out. That other things are gone (a process that ended) is fine.
 leaked() {
   local before=$1 found try
-  for try in 1 2 3 4 5; do
+  for try in {1..30}; do
     found=$(machine_state | sort | diff "$before" - |
       sed -n 's/^> /left behind: /p; s/^< host /no longer there: host /p')
     [ -n "$found" ] || return 0
-    [ "$try" = 5 ] || sleep 1
+    [ "$try" = 30 ] || sleep 1
   done
   printf '%s\n' "$found"
-  lsns -t net 2>/dev/null || true
   return 1
 }
