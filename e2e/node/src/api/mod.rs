@@ -186,6 +186,12 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// The port of it.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Changes what it can.
     pub fn set(&self, change: impl FnOnce(&mut Options)) {
         change(&mut self.shared.lock().options);

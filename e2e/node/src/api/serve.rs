@@ -53,7 +53,8 @@ pub(super) fn connection(stream: TcpStream, shared: &Shared) {
     stream.set_nodelay(true).ok();
     // A client that sends nonsense is told nothing.
     while let Ok(Some(request)) = http::read(&mut reader) {
-        if shared.is_stopping() || exchange(&mut stream, &request, shared).is_err() {
+        let is_last = request.headers.get("connection").is_some_and(|value| value == "close");
+        if shared.is_stopping() || exchange(&mut stream, &request, shared).is_err() || is_last {
             break;
         }
     }

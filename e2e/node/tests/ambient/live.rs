@@ -1,11 +1,14 @@
 //! Pods that run are enrolled and un-enrolled by a label, and the API says so.
 
-use crate::flow::{Flow, come_on, finish};
 use crate::stage::{Stage, records};
+use e2e_node::flow::{Flow, come_on, finish};
 use e2e_node::ztunnel::identity;
+use std::time::Duration;
 
 /// Connections that are open meanwhile.
 const FLOWS: usize = 20;
+/// Between exchanges of one.
+const PAUSE: Duration = Duration::from_millis(20);
 
 fn label(backend: &'static str) {
     let stage = Stage::with_api(&format!("label-{backend}"), backend);
@@ -15,9 +18,10 @@ fn label(backend: &'static str) {
     let _servers = [stage.serve(&a), stage.serve(&b)];
     let mut seen = 0;
     // Open before anything is captured, and after.
-    let flows: Vec<Flow> =
-        (0..FLOWS).map(|n| Flow::start(&a.pod.sandbox, b.app(n % 2 == 1))).collect();
-    come_on(&flows);
+    let flows: Vec<Flow> = (0..FLOWS)
+        .map(|n| Flow::start(a.pod.sandbox.netns(), b.app(n % 2 == 1), PAUSE).unwrap())
+        .collect();
+    come_on(&flows).unwrap();
     assert_eq!(stage.answer(&a.pod.sandbox, b.app(false)).by, "app");
     assert!(records(&ztunnel, &mut seen).is_empty(), "not in the mesh yet");
 
@@ -34,7 +38,7 @@ fn label(backend: &'static str) {
         assert_eq!(found.len(), 2, "{found:#?}");
         assert!(peers.contains(&identity("shop", "a").as_str()), "{found:#?}");
     }
-    come_on(&flows);
+    come_on(&flows).unwrap();
     assert_eq!(stage.metric("ztunnel_connected"), Some(1.0));
     for reason in ["new", "not-accepted", "not-programmed"] {
         let sample = format!("sluice_unverified_pods{{reason=\"{reason}\"}}");
@@ -49,8 +53,8 @@ fn label(backend: &'static str) {
     }
     assert_eq!(stage.answer(&a.pod.sandbox, b.app(false)).by, "app");
     assert!(records(&ztunnel, &mut seen).is_empty(), "out of the mesh again");
-    come_on(&flows);
-    finish(flows);
+    come_on(&flows).unwrap();
+    assert_eq!(finish(flows), Vec::<String>::new());
 }
 
 #[test]

@@ -7,7 +7,6 @@
 mod crowd;
 mod drift;
 mod enrol;
-mod flow;
 mod live;
 mod moved;
 mod probe;

@@ -1,25 +1,15 @@
 //! Kubelet's probes reach the application, on the ports that the pod declares.
 
-use crate::stage::{PORT, Stage, records};
+use crate::stage::{KUBELET, PORT, Stage, records};
 use e2e_node::packet::Fate;
-use e2e_node::process::Identity;
 use e2e_node::ztunnel::Direction;
-use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
-
-/// There is no kubelet in the lab: every root process of the node may be it.
-const KUBELET: Identity = Identity { uid: 0, gid: 0, net_admin: false };
 
 fn probe(backend: &'static str) {
     let stage = Stage::with_manifests(&format!("probe-{backend}"), backend);
     let ztunnel = stage.ztunnel("zt");
-    let mut manifest = stage.manifest("a");
-    manifest["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": PORT}]);
-    manifest["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": "web"}});
-    stage.eventually("the host's rules are there", |stage| {
-        stage.cluster.agent_log().contains("kubelet's probes are known by this")
-    });
-    let a = stage.start(manifest).unwrap();
+    stage.await_host_rules(1);
+    let a = stage.start(stage.probed("a")).unwrap();
     let _servers =
         [stage.serve(&a), a.pod.serve_app(&stage.cluster.programs, &[PORT + 1]).unwrap()];
     let node = &stage.cluster.node.host;

@@ -1,11 +1,13 @@
 //! Agent and ztunnel come and go; pods stay captured, and connections open.
 
-use crate::flow::{Flow, come_on, finish};
 use crate::stage::{Stage, Started, records};
+use e2e_node::flow::{Flow, come_on, finish};
 use std::time::Duration;
 
 /// Connections that are open meanwhile.
 const FLOWS: usize = 20;
+/// Between exchanges of one.
+const PAUSE: Duration = Duration::from_millis(20);
 
 fn pair(stage: &Stage) -> (Started, Started) {
     (stage.start(stage.manifest("a")).unwrap(), stage.start(stage.manifest("b")).unwrap())
@@ -16,13 +18,14 @@ fn restart_agent(backend: &'static str) {
     let ztunnel = stage.ztunnel("zt");
     let (a, b) = pair(&stage);
     let _servers = [stage.serve(&a), stage.serve(&b)];
-    let flows: Vec<Flow> =
-        (0..FLOWS).map(|n| Flow::start(&a.pod.sandbox, b.app(n % 2 == 1))).collect();
-    come_on(&flows);
+    let flows: Vec<Flow> = (0..FLOWS)
+        .map(|n| Flow::start(a.pod.sandbox.netns(), b.app(n % 2 == 1), PAUSE).unwrap())
+        .collect();
+    come_on(&flows).unwrap();
     let before = ztunnel.status().unwrap();
 
     stage.cluster.agent.take().unwrap().kill().unwrap();
-    come_on(&flows);
+    come_on(&flows).unwrap();
     stage.start_agent();
     let more = before.connections + 1;
     let after =
@@ -33,8 +36,8 @@ fn restart_agent(backend: &'static str) {
         "no proxy was touched: {}",
         stage.cluster.agent_log()
     );
-    come_on(&flows);
-    finish(flows);
+    come_on(&flows).unwrap();
+    assert_eq!(finish(flows), Vec::<String>::new());
     let mut seen = ztunnel.status().unwrap().records.len();
     assert_eq!(stage.answer(&b.pod.sandbox, a.app(false)).peer, b.ip(false));
     assert_eq!(records(&ztunnel, &mut seen).len(), 2, "still captured");

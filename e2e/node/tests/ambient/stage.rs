@@ -5,21 +5,23 @@ use e2e_node::api::Server;
 use e2e_node::cluster::{Cluster, NAMESPACE, Network, Pod, attempt};
 use e2e_node::lab::Namespace;
 use e2e_node::packet::{Fate, Transport};
+use e2e_node::page::Page;
 use e2e_node::process::{Identity, Running};
 use e2e_node::runtime::Conflist;
 use e2e_node::stand_in::Answer;
 use e2e_node::ztunnel::{Config, Record, Ztunnel};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use sys::netns::within;
 
 /// Where applications listen.
 pub(crate) const PORT: u16 = 8080;
 
 const METRICS: u16 = 15014;
+
+/// There is no kubelet in the lab: every root process of the node may be it.
+pub(crate) const KUBELET: Identity = Identity { uid: 0, gid: 0, net_admin: false };
 
 /// The label by which namespaces and pods are ambient.
 pub(crate) const MODE: &str = "istio.io/dataplane-mode";
@@ -144,6 +146,24 @@ impl Stage {
         manifest
     }
 
+    /// A pod that kubelet probes on [`PORT`].
+    pub(crate) fn probed(&self, name: &str) -> Value {
+        let mut manifest = self.manifest(name);
+        let container = &mut manifest["spec"]["containers"][0];
+        container["ports"] = json!([{"name": "web", "containerPort": PORT}]);
+        container["readinessProbe"] = json!({"httpGet": {"port": "web"}});
+        manifest
+    }
+
+    /// The host's rules are there, as often as agents have made them.
+    #[track_caller]
+    pub(crate) fn await_host_rules(&self, times: u64) {
+        let known = "kubelet's probes are known by this";
+        self.eventually("the host's rules are there", |stage| {
+            stage.cluster.agent_log().matches(known).count() as u64 >= times
+        });
+    }
+
     /// Starts a pod: ADD, its first process, and what the kubelet says of it.
     pub(crate) fn start(&self, manifest: Value) -> anyhow::Result<Started> {
         self.publish(&manifest);
@@ -169,10 +189,9 @@ impl Stage {
     pub(crate) fn seen(&self, pod: &Started) -> Value {
         let name = pod.manifest["metadata"]["name"].as_str().unwrap();
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}");
-        let port = self.server.as_ref().unwrap().url().rsplit_once(':').unwrap().1.parse().unwrap();
-        let answer = self.get(port, &path);
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
-        serde_json::from_str(body).unwrap()
+        let port = self.server.as_ref().unwrap().port();
+        let page = Page::get(self.cluster.node.host.netns(), port, &path).unwrap();
+        serde_json::from_str(&page.body).unwrap()
     }
 
     /// The annotation that istiod reads.
@@ -181,26 +200,9 @@ impl Stage {
         value.as_str().map(ToOwned::to_owned)
     }
 
-    /// Answer of a server on the node.
-    fn get(&self, port: u16, path: &str) -> String {
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let asked = within(self.cluster.node.host.netns(), || TcpStream::connect(to)).unwrap();
-        let Ok(mut stream) = asked else { return String::new() };
-        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
-        let mut all = Vec::new();
-        let mut buffer = [0; 65536];
-        while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            all.extend_from_slice(&buffer[..count]);
-        }
-        String::from_utf8_lossy(&all).into_owned()
-    }
-
-    /// Value of a sample.
+    /// Value of a sample; `None` too while no agent answers.
     pub(crate) fn metric(&self, sample: &str) -> Option<f64> {
-        let page = self.get(METRICS, "/metrics");
-        let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        line.map(|value| value.trim().parse().unwrap())
+        Page::get(self.cluster.node.host.netns(), METRICS, "/metrics").ok()?.sample(sample)
     }
 
     #[track_caller]

@@ -1,10 +1,8 @@
 //! Somebody takes rules away, once and again and again (`firewall-cmd --reload`).
 
-use crate::stage::{PORT, Stage, records};
+use crate::stage::{KUBELET, Stage, records};
 use e2e_node::packet::Fate;
-use e2e_node::process::Identity;
 use e2e_node::ztunnel::Direction;
-use serde_json::json;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -98,20 +96,12 @@ fn routes() {
     is_repaired("f-route", "iptables", 1, argv);
 }
 
-/// There is no kubelet in the lab: every root process of the node may be it.
-const KUBELET: Identity = Identity { uid: 0, gid: 0, net_admin: false };
-
 /// The host's rules go in a loop, and kubelet's probes pass soon after.
 fn host(backend: &'static str, argv: &[&[&str]]) {
     let stage = Stage::with_manifests(&format!("fhost-{backend}"), backend);
     let ztunnel = stage.ztunnel("zt");
-    let mut manifest = stage.manifest("a");
-    manifest["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": PORT}]);
-    manifest["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": "web"}});
-    stage.eventually("the host's rules are there", |stage| {
-        stage.cluster.agent_log().contains("kubelet's probes are known by this")
-    });
-    let a = stage.start(manifest).unwrap();
+    stage.await_host_rules(1);
+    let a = stage.start(stage.probed("a")).unwrap();
     let _server = stage.serve(&a);
     let node = &stage.cluster.node.host;
     let source = IpAddr::from([169, 254, 7, 127]);

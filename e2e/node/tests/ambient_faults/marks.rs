@@ -140,10 +140,7 @@ fn as_kubelet(backend: &'static str) {
     stage.eventually("kubelet is known by its cgroup", |stage| {
         stage.cluster.agent_log().contains(&own)
     });
-    let mut manifest = stage.manifest("a");
-    manifest["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": PORT}]);
-    manifest["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": "web"}});
-    let a = stage.start(manifest).unwrap();
+    let a = stage.start(stage.probed("a")).unwrap();
     let _server = stage.serve(&a);
     let sources: [IpAddr; 2] = [
         IpAddr::from([169, 254, 7, 127]),

@@ -1,10 +1,8 @@
 //! A pod's namespace goes and comes back under the same uid, and no ADD says so.
 
-use crate::stage::{PORT, Stage, Started, records};
+use crate::stage::{KUBELET, PORT, Stage, Started, records};
 use e2e_node::lab::Namespace;
-use e2e_node::process::Identity;
 use e2e_node::ztunnel::Ztunnel;
-use serde_json::json;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -133,28 +131,22 @@ fn while_the_agent_is_dead() {
 fn probes_pass_after_a_restart() {
     let mut stage = Stage::with_manifests("again-probe", "nftables");
     let ztunnel = stage.ztunnel("zt");
-    let mut manifest = stage.manifest("a");
-    manifest["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": PORT}]);
-    manifest["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": "web"}});
-    let known = "kubelet's probes are known by this";
-    stage.eventually("the host's rules", |stage| stage.cluster.agent_log().contains(known));
-    let a = stage.start(manifest).unwrap();
+    stage.await_host_rules(1);
+    let a = stage.start(stage.probed("a")).unwrap();
     let _server = stage.serve(&a);
-    let kubelet = Identity { uid: 0, gid: 0, net_admin: false };
     for restarts in 0..3 {
         let mut seen = ztunnel.status().unwrap().records.len();
         for v6 in [false, true] {
-            let fate = stage.fate_as(kubelet, &stage.cluster.node.host, a.app(v6));
+            let fate = stage.fate_as(KUBELET, &stage.cluster.node.host, a.app(v6));
             assert!(fate.is_by("app", PORT), "{fate}; {}", stage.cluster.agent_log());
             let found = records(&ztunnel, &mut seen);
             assert!(found.is_empty(), "restart {restarts}: {found:#?}");
         }
         stage.cluster.agent.take().unwrap().kill().unwrap();
         stage.start_agent();
-        let more = restarts + 2;
-        ztunnel.wait("the snapshot", |s| s.connections >= more && s.snapshot).unwrap();
-        let seen = || stage.cluster.agent_log().matches(known).count() as u64 >= more;
-        stage.eventually("the host's rules", |_| seen());
+        let agents = restarts + 2;
+        ztunnel.wait("the snapshot", |s| s.connections >= agents && s.snapshot).unwrap();
+        stage.await_host_rules(agents);
         // What nobody claims would be gone by now.
         std::thread::sleep(Duration::from_secs(2));
     }

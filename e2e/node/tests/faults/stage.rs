@@ -7,22 +7,20 @@ use e2e_node::agent::{Agent, NODE_NAME, namespace};
 use e2e_node::api::Server;
 use e2e_node::cluster::{Cluster, NAMESPACE, Network};
 use e2e_node::host::{Disk, Host};
+use e2e_node::page::Page;
 use e2e_node::process::Running;
 use e2e_node::programs::PLUGIN_DIR;
 use e2e_node::runtime::{Conflist, Runtime};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use sys::netns::within;
 
 const HEALTH: u16 = 8000;
 
 /// No wait for something that must become true is longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Stage {
     /// Node, programs and directories.
@@ -197,13 +195,14 @@ impl Stage {
     /// The agent answers and is ready.
     #[track_caller]
     pub(crate) fn await_ready(&self) {
-        let mut page = String::new();
+        let ask = || Page::get(self.cluster.node.host.netns(), HEALTH, "/readyz");
+        let mut page = ask();
         let end = Instant::now() + PATIENCE;
-        while !page.starts_with("HTTP/1.1 200") {
+        while !page.as_ref().is_ok_and(|page| page.status == 200) {
             assert!(Instant::now() < end, "not ready: {page:?}; {}", self.log());
             self.keep_agent();
             std::thread::sleep(Duration::from_millis(30));
-            page = self.get("/readyz");
+            page = ask();
         }
     }
 
@@ -224,19 +223,6 @@ impl Stage {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             subjects.iter().all(|subject| text.contains(&subject.uid()))
         });
-    }
-
-    fn get(&self, path: &str) -> String {
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, HEALTH));
-        let asked = within(self.cluster.node.host.netns(), || TcpStream::connect(to)).unwrap();
-        let Ok(mut stream) = asked else { return String::new() };
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
-        let mut answer = String::new();
-        match stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer))
-        {
-            Ok(_) | Err(_) => answer,
-        }
     }
 }
 
