@@ -3,7 +3,7 @@
 //! [`netns`] owns how a network namespace is entered, [`backend`] what a backend
 //! that programs rules must be able to do, [`netlink`] the socket, [`nftables`]
 //! and [`routing`] what is said over it, [`conntrack`] what the kernel remembers of
-//! connections. [`seqpacket`] is how ztunnel is spoken to.
+//! connections. [`watch`] hears of changes, [`seqpacket`] is how ztunnel is spoken to.
 
 pub mod backend;
 pub mod conntrack;
@@ -19,3 +19,4 @@ mod reaper;
 pub mod routing;
 pub mod seqpacket;
 pub mod socket;
+pub mod watch;

@@ -31,7 +31,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 /// Index of `lo`, in every network namespace (LOOPBACK_IFINDEX).
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
