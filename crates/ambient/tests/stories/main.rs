@@ -1,6 +1,6 @@
 //! The machine, one story a test: what happens, and what is asked for then.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test")]
+#![expect(clippy::panic, reason = "a test")]
 
 mod node;
 mod places;

@@ -90,6 +90,22 @@ fn words(action: &Action) -> Option<String> {
     })
 }
 
+/// How a step ends.
+fn outcome(step: StepId, action: &Action, result: Result<(), Failure>) -> Event {
+    match action {
+        Action::Find { .. } => Event::Found {
+            step,
+            result: Err(result.err().unwrap_or(Failure::Transient("no process".into()))),
+        },
+        Action::Program { options, .. } => {
+            Event::Programmed { step, result: result.map(|()| *options) }
+        }
+        Action::Unprogram { .. } => Event::Unprogrammed { step, result },
+        Action::Annotate { .. } => Event::Annotated { step, result },
+        _ => Event::ProbeDone { step, result },
+    }
+}
+
 impl Node {
     /// Nothing is known.
     pub(crate) fn new() -> Self {
@@ -117,6 +133,14 @@ impl Node {
         let mut node = Self::listed();
         assert_eq!(node.connect(1, 100), ["to 1: snapshot sent"]);
         node.ack(1);
+        node
+    }
+
+    /// As [`ready`](Self::ready), with an ADD under way: of pod a, in namespace 1.
+    pub(crate) fn asked(request: u64) -> Self {
+        let mut node = Self::ready();
+        node.tell(starting("a"));
+        node.add(request, "a", "s", 1);
         node
     }
 
@@ -179,29 +203,14 @@ impl Node {
         self.tell(Event::Response { session: SessionId(session), error })
     }
 
-    /// The oldest step that begins with these words.
-    fn step(&mut self, begins: &str) -> StepId {
+    /// Takes the oldest step that begins with these words.
+    fn step(&mut self, begins: &str) -> (StepId, Action) {
         let found = self
             .steps
             .iter()
             .position(|(_, action)| words(action).is_some_and(|w| w.starts_with(begins)));
         let found = found.unwrap_or_else(|| panic!("nobody asked to {begins}: {:?}", self.steps));
-        self.steps.remove(found).0
-    }
-
-    fn outcome(&self, step: StepId, action: &Action, result: Result<(), Failure>) -> Event {
-        match action {
-            Action::Find { .. } => Event::Found {
-                step,
-                result: Err(result.err().unwrap_or(Failure::Transient("no process".into()))),
-            },
-            Action::Program { options, .. } => {
-                Event::Programmed { step, result: result.map(|()| *options) }
-            }
-            Action::Unprogram { .. } => Event::Unprogrammed { step, result },
-            Action::Annotate { .. } => Event::Annotated { step, result },
-            _ => Event::ProbeDone { step, result },
-        }
+        self.steps.remove(found)
     }
 
     /// A step ends well.
@@ -214,18 +223,12 @@ impl Node {
     }
 
     pub(crate) fn end(&mut self, begins: &str, result: Result<(), Failure>) -> Vec<String> {
-        let action = self
-            .steps
-            .iter()
-            .find(|(_, action)| words(action).is_some_and(|w| w.starts_with(begins)))
-            .map(|(_, action)| action.clone());
-        let step = self.step(begins);
-        let event = self.outcome(step, &action.expect("found above"), result);
-        self.tell(event)
+        let (step, action) = self.step(begins);
+        self.tell(outcome(step, &action, result))
     }
 
     pub(crate) fn found(&mut self, name: &str, ns: u64) -> Vec<String> {
-        let step = self.step(&format!("find {name}"));
+        let (step, _) = self.step(&format!("find {name}"));
         let result = Ok(Place { netns: netns(ns), sandbox: None });
         self.tell(Event::Found { step, result })
     }
@@ -239,8 +242,7 @@ impl Node {
         let mut said = Vec::new();
         for _ in 0..1000 {
             if let Some((step, action)) = self.steps.pop() {
-                let event = self.outcome(step, &action, Ok(()));
-                said.extend(self.tell(event));
+                said.extend(self.tell(outcome(step, &action, Ok(()))));
             } else if self.unanswered(session) > 0 {
                 said.extend(self.ack(session));
             } else {

@@ -37,11 +37,8 @@ fn an_add_finds_its_way_whatever_comes_first() {
 
 #[test]
 fn an_api_that_fails_does_not_fail_a_captured_pod() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(7, "a", "s", 1);
-    node.done("exempt");
-    node.done("program a");
+    let mut node = Node::asked(7);
+    node.settle_rules("a");
     node.ack(1);
     assert_eq!(node.fails("annotate a", "503"), ["answer 7: captured"]);
     assert_eq!(node.ring(Duration::from_millis(100)), ["annotate a Enabled"], "tried again");
@@ -50,11 +47,8 @@ fn an_api_that_fails_does_not_fail_a_captured_pod() {
 
 #[test]
 fn an_api_that_hangs_holds_an_answer_for_a_second() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(7, "a", "s", 1);
-    node.done("exempt");
-    node.done("program a");
+    let mut node = Node::asked(7);
+    node.settle_rules("a");
     node.ack(1);
     assert_eq!(node.ring(Duration::from_secs(1)), ["answer 7: captured"]);
     assert_eq!(node.done("annotate a"), [""; 0], "the write ends some time, and is not repeated");
@@ -88,11 +82,8 @@ fn without_a_ztunnel_an_add_fails_at_its_deadline_and_says_so() {
 
 #[test]
 fn a_refusal_of_ztunnel_is_tried_again_and_its_words_are_in_the_answer() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(7, "a", "s", 1);
-    node.done("exempt");
-    node.done("program a");
+    let mut node = Node::asked(7);
+    node.settle_rules("a");
     assert_eq!(node.nack(1, "AddrInUse"), [""; 0], "no hot loop");
     assert_eq!(node.ring(Duration::from_millis(100)), ["to 1: add a in 1"]);
     node.nack(1, "AddrInUse");
@@ -107,9 +98,7 @@ fn a_refusal_of_ztunnel_is_tried_again_and_its_words_are_in_the_answer() {
 
 #[test]
 fn what_cannot_get_better_fails_at_once() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(7, "a", "s", 1);
+    let mut node = Node::asked(7);
     let refused = Failure::Refused("dns-capture: maybe".into());
     assert_eq!(
         node.end("program a", Err(refused)),
@@ -149,9 +138,7 @@ fn a_request_for_what_is_not_to_be_captured_is_refused_at_once() {
 
 #[test]
 fn a_pod_that_is_deleted_while_its_rules_are_written_is_refused() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(7, "a", "s", 1);
+    let mut node = Node::asked(7);
     assert_eq!(
         node.tell(Event::PodGone(uid("a"))),
         ["answer 7: the pod is not known, or deleted by now", "release 1"]
@@ -187,9 +174,7 @@ fn the_newest_of_two_sandboxes_of_a_pod_counts() {
 
 #[test]
 fn two_requests_for_one_sandbox_are_answered_both() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(1, "a", "s", 1);
+    let mut node = Node::asked(1);
     assert_eq!(node.add(2, "a", "s", 1), [""; 0]);
     let said = node.settle(1);
     assert!(said.contains(&"answer 1: captured".to_owned()));
@@ -201,9 +186,7 @@ fn two_requests_for_one_sandbox_are_answered_both() {
 
 #[test]
 fn a_sandbox_that_is_taken_down_ends_its_request() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(1, "a", "s", 1);
+    let mut node = Node::asked(1);
     assert_eq!(
         node.tell(Event::SandboxGone { sandbox: SandboxId::new("s") })[..2],
         ["answer 1: the sandbox was taken down meanwhile", "release 1"]

@@ -50,9 +50,7 @@ fn the_annotation_is_taken_back_when_repair_fails_for_long_and_not_before() {
 
 #[test]
 fn a_refused_add_is_told_to_nobody_but_the_plugin_until_it_is_loud() {
-    let mut node = Node::ready();
-    node.tell(starting("a"));
-    node.add(7, "a", "s", 1);
+    let mut node = Node::asked(7);
     node.settle_rules("a");
     let mut stuck = Vec::new();
     for delay in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000] {
