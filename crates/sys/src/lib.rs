@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod conntrack;
+pub mod descriptors;
 pub mod hostprobe;
 pub mod iptables;
 pub mod memory;

@@ -75,6 +75,9 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
             nix::unistd::geteuid()
         );
     }
+    if let Err(errno) = sys::descriptors::raise_limit() {
+        tracing::warn!(reason = errno.desc(), "the limit of open files cannot be raised");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)

@@ -104,6 +104,13 @@ impl Machine {
         self.agent = Some(self.spawn(arguments));
     }
 
+    /// A line of the agent's limits.
+    pub(crate) fn limit(&self, name: &str) -> String {
+        let limits = format!("/proc/{}/limits", self.agent.as_ref().unwrap().id());
+        let limits = std::fs::read_to_string(limits).unwrap();
+        limits.lines().find(|line| line.starts_with(name)).unwrap().to_owned()
+    }
+
     pub(crate) fn stop(&mut self, signal: Signal) -> Option<i32> {
         let mut agent = self.agent.take().unwrap();
         kill(Pid::from_raw(i32::try_from(agent.id()).unwrap()), signal).unwrap();

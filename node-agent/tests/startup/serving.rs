@@ -1,6 +1,7 @@
 //! The agent with its ports, its sockets and its installer.
 
 use crate::machine::{Machine, PRIMARY, cleanup, mode, program};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -55,6 +56,22 @@ fn installs_reports_and_ends_without_uninstalling() {
         assert!(machine.path("bin").join("istio-cni").exists());
         machine.start(&[]);
     }
+}
+
+#[test]
+fn opens_as_many_files_as_it_may() {
+    let mut machine = Machine::new();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // What systemd gives. Tests beside this one need fewer.
+    let few = 1000;
+    assert!(hard > few, "{hard}");
+    setrlimit(Resource::RLIMIT_NOFILE, few, hard).unwrap();
+    machine.start(&[]);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let limit = machine.limit("Max open files");
+    let words: Vec<&str> = limit.split_whitespace().collect();
+    assert_eq!(words[3..5], [hard.to_string(), hard.to_string()], "{limit}");
+    assert_eq!(machine.stop(Signal::SIGTERM), Some(0), "{}", machine.log());
 }
 
 #[test]
