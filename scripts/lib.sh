@@ -32,13 +32,27 @@ need_packages() {
   [ ${#missing[@]} -gt 0 ] || return 0
   is_root || die "Debian packages are missing: run as root: apt-get install ${missing[*]}"
   step "installing Debian packages: ${missing[*]}"
-  local apt=(apt-get -q -y -o DPkg::Lock::Timeout=300) log
+  local apt=(apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3) log
   log=$(mktemp)
-  if ! { "${apt[@]}" update && DEBIAN_FRONTEND=noninteractive \
-    "${apt[@]}" install --no-install-recommends "${missing[@]}"; } </dev/null >"$log" 2>&1; then
+  if ! patiently apt_install >"$log" 2>&1; then
     tail -n 30 "$log" >&2
     rm -f "$log"
     die "apt-get could not install: ${missing[*]}"
   fi
   rm -f "$log"
+}
+# For need_packages, whose variables it uses. A mirror that is being changed fails for a while.
+apt_install() {
+  "${apt[@]}" update </dev/null && DEBIAN_FRONTEND=noninteractive \
+    "${apt[@]}" install --no-install-recommends "${missing[@]}" </dev/null
+}
+
+# patiently COMMAND...: what needs the network, up to four times within some minutes.
+patiently() {
+  local pause
+  for pause in 5 20 60; do
+    "$@" && return 0
+    sleep "$pause"
+  done
+  "$@"
 }
