@@ -73,7 +73,8 @@ impl Away {
         let (msg, details) = outcome.failure(code::AGENT_UNREACHABLE);
         assert!(msg.contains("not started") && msg.contains(why), "{msg}");
         assert!(details.contains("kubectl"), "{details}");
-        assert!(outcome.elapsed < Duration::from_secs(1), "{:?}", outcome.elapsed);
+        // It does not try until its deadline.
+        assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
         assert_eq!(self.passed(), 0);
     }
 
@@ -281,8 +282,12 @@ fn a_frozen_agent_keeps_only_the_mesh_waiting() {
     let outcome = ask(&frozen(), PLAIN);
     outcome.success();
     assert!(outcome.elapsed >= Duration::from_millis(900), "it was given a moment");
-    assert!(outcome.elapsed < Duration::from_millis(1800), "{:?}", outcome.elapsed);
-    let outcome = ask(&frozen(), INJECTED);
+    assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
+    let fake = frozen();
+    beside(&fake);
+    let stdin = with_hints(fake.run_dir(), INJECTED)
+        .replace("\"agent_timeout_ms\":15000", "\"agent_timeout_ms\":2000");
+    let outcome = Call::new("ADD", &Sandbox::new().path(), stdin).run();
     let (msg, _) = outcome.failure(code::AGENT_TIMED_OUT);
     assert!(msg.contains("it is a pod of the mesh"), "{msg}");
     assert!(outcome.elapsed >= Duration::from_millis(1900), "{:?}", outcome.elapsed);

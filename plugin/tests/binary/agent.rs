@@ -9,12 +9,23 @@ use wire::code;
 
 use crate::stand::{Call, Fake, Outcome, Sandbox, answer, answers, config, http};
 
-/// `config` with the shortest deadline that a configuration may ask for.
+/// `config` with a deadline in milliseconds.
+fn within(ms: u32, run_dir: &str) -> String {
+    let ours = format!("\"agent_timeout_ms\":{ms}");
+    config("1.0.0", run_dir, "").replace("\"agent_timeout_ms\":15000", &ours)
+}
+
+/// For agents that never answer: long enough to get to where they keep it waiting.
 fn impatient(run_dir: &str) -> String {
-    config("1.0.0", run_dir, "").replace("\"agent_timeout_ms\":2000", "\"agent_timeout_ms\":300")
+    within(900, run_dir)
 }
 
 fn add(fake: &Fake) -> Outcome {
+    let sandbox = Sandbox::new();
+    Call::new("ADD", &sandbox.path(), config("1.0.0", fake.run_dir(), "")).run()
+}
+
+fn add_impatiently(fake: &Fake) -> Outcome {
     let sandbox = Sandbox::new();
     Call::new("ADD", &sandbox.path(), impatient(fake.run_dir())).run()
 }
@@ -22,7 +33,7 @@ fn add(fake: &Fake) -> Outcome {
 /// Loosely: the machine that runs the tests is busy with others.
 #[track_caller]
 fn in_time(outcome: &Outcome) {
-    assert!(outcome.elapsed < Duration::from_millis(3 * 300), "{:?}", outcome.elapsed);
+    assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
 }
 
 /// Until the plugin is gone, or far beyond its deadline.
@@ -41,7 +52,8 @@ fn nobody_there() {
         let (msg, details) = outcome.failure(code::AGENT_UNREACHABLE);
         assert!(msg.contains(cause) && msg.contains(socket.to_str().unwrap()), "{msg}");
         assert!(details.contains("kubectl -n istio-system get pods"), "{details}");
-        assert!(outcome.elapsed < Duration::from_secs(1), "{:?}", outcome.elapsed);
+        // It does not try until its deadline.
+        assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
     };
     failure("No such file");
     drop(UnixListener::bind(&socket).unwrap());
@@ -63,19 +75,19 @@ fn a_run_directory_too_long_for_a_socket() {
 
 #[test]
 fn silent() {
-    let outcome = add(&Fake::serve(until_closed));
+    let outcome = add_impatiently(&Fake::serve(until_closed));
     let (msg, _) = outcome.failure(code::AGENT_TIMED_OUT);
-    assert!(msg.contains("within 300ms") && msg.contains("complete its answer"), "{msg}");
+    assert!(msg.contains("within 900ms") && msg.contains("complete its answer"), "{msg}");
     in_time(&outcome);
 }
 
 #[test]
 fn trickling() {
-    let outcome = add(&Fake::serve(|stream| {
+    let outcome = add_impatiently(&Fake::serve(|stream| {
         let started = Instant::now();
         let head = b"HTTP/1.1 200 OK\r\nX: ".iter().copied();
         for byte in head.chain(std::iter::repeat(b'a')) {
-            if stream.write_all(&[byte]).is_err() || started.elapsed() > Duration::from_secs(10) {
+            if stream.write_all(&[byte]).is_err() || started.elapsed() > Duration::from_secs(30) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -274,16 +286,17 @@ fn listen_as_nobody(path: &std::path::Path) -> UnixListener {
 fn the_deadline_is_held_between_its_bounds() {
     // 0 would be no time at all; a minute is the most.
     let sandbox = Sandbox::new();
-    let fake = Fake::serve(until_closed);
-    let stdin = config("1.0.0", fake.run_dir(), "")
-        .replace("\"agent_timeout_ms\":2000", "\"agent_timeout_ms\":0");
-    let outcome = Call::new("ADD", &sandbox.path(), stdin).run();
-    let (msg, _) = outcome.failure(code::AGENT_TIMED_OUT);
-    assert!(msg.contains("within 100ms"), "{msg}");
-    assert!(fake.seen().body["Sluice"]["DeadlineMs"].as_u64().unwrap() <= 100);
+    // It may be over before a busy machine has sent the request.
+    let told = (0..30).find_map(|_| {
+        let fake = Fake::serve(until_closed);
+        let outcome = Call::new("ADD", &sandbox.path(), within(0, fake.run_dir())).run();
+        let (msg, _) = outcome.failure(code::AGENT_TIMED_OUT);
+        assert!(msg.contains("within 100ms"), "{msg}");
+        Some(fake.heard()?.body["Sluice"]["DeadlineMs"].as_u64().unwrap())
+    });
+    assert!(told.unwrap() <= 100);
     let fake = answer("200 OK", r#"{"decision":"skip"}"#);
-    let stdin = config("1.0.0", fake.run_dir(), "")
-        .replace("\"agent_timeout_ms\":2000", "\"agent_timeout_ms\":9999999");
+    let stdin = within(9_999_999, fake.run_dir());
     Call::new("ADD", &sandbox.path(), stdin).run().success();
     assert!(fake.seen().body["Sluice"]["DeadlineMs"].as_u64().unwrap() <= 60_000);
 }

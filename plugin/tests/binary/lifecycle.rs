@@ -118,7 +118,8 @@ fn del_never_fails_for_what_the_agent_says_and_does_not_wait() {
     });
     let outcome = Call::new("DEL", "/gone", config("1.0.0", fake.run_dir(), "")).run();
     assert_eq!(outcome.success(), "");
-    assert!(outcome.elapsed < Duration::from_millis(3 * 200), "{:?}", outcome.elapsed);
+    // Not the deadline of the configuration.
+    assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
     assert_eq!(outcome.log()["code"], code::AGENT_TIMED_OUT);
 }
 

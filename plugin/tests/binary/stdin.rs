@@ -60,7 +60,7 @@ fn a_pipe_that_is_not_closed_is_given_up() {
         Call::new("ADD", "/nonexistent", config("1.0.0", "/x", "")).with_open_stdin().run();
     let (msg, _) = outcome.failure(code::IO_FAILURE);
     assert!(msg.contains("not closed within 4.5s"), "{msg}");
-    assert!(outcome.elapsed < Duration::from_millis(3 * 4500), "{:?}", outcome.elapsed);
+    assert!(outcome.elapsed < Duration::from_secs(30), "{:?}", outcome.elapsed);
 }
 
 #[test]

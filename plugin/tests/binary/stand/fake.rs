@@ -58,9 +58,14 @@ impl Fake {
     /// The one request that came.
     #[track_caller]
     pub(crate) fn seen(&self) -> Seen {
-        let seen = self.seen.recv_timeout(Duration::from_secs(5)).expect("a request");
+        let seen = self.seen.recv_timeout(Duration::from_secs(60)).expect("a request");
         assert!(self.seen.try_recv().is_err(), "one request an invocation");
         seen
+    }
+
+    /// The request, if one came: of a plugin that has ended by now.
+    pub(crate) fn heard(&self) -> Option<Seen> {
+        self.seen.recv_timeout(Duration::from_secs(1)).ok()
     }
 
     /// Nobody asked.
@@ -81,8 +86,8 @@ impl Drop for Fake {
 }
 
 fn serve_one(stream: &mut UnixStream, send: &Sender<Seen>, behave: &impl Fn(&mut UnixStream)) {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     if let Some(seen) = receive(stream) {
         send.send(seen).unwrap();
         behave(stream);
