@@ -12,15 +12,13 @@ fn wait(directory: &Directory, name: &str, uid: &str, ms: u64) -> Result<Found, 
     directory.wait(wanted, Instant::now() + Duration::from_millis(ms))
 }
 
-/// Until it holds, at most five seconds.
+/// Until it holds, at most a minute.
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("never: {what}");
 }
 
 #[test]
@@ -29,12 +27,12 @@ fn follows_a_directory() {
     let file = |name: &str| dir.path().join(name);
     fs::write(file("a.yaml"), pod("a", "1")).unwrap();
     let directory = Directory::open(dir.path()).unwrap();
-    assert!(wait(&directory, "a", "", 2000).is_ok(), "there from the start");
+    assert!(wait(&directory, "a", "", 30_000).is_ok(), "there from the start");
     assert_eq!(wait(&directory, "b", "", 0).unwrap_err(), Missing::Unknown);
 
     // Comes while it is waited for.
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| wait(&directory, "b", "", 5000));
+        let waiting = scope.spawn(|| wait(&directory, "b", "", 30_000));
         fs::write(file("b.yaml"), pod("b", "2")).unwrap();
         assert!(waiting.join().unwrap().is_ok());
     });
@@ -42,7 +40,7 @@ fn follows_a_directory() {
     // Renamed into place, as careful tools write.
     fs::write(file(".c"), pod("c", "3")).unwrap();
     fs::rename(file(".c"), file("c.yaml")).unwrap();
-    assert!(wait(&directory, "c", "", 5000).is_ok());
+    assert!(wait(&directory, "c", "", 30_000).is_ok());
 
     fs::remove_file(file("a.yaml")).unwrap();
     eventually("a is gone", || wait(&directory, "a", "", 0).is_err());
@@ -54,12 +52,12 @@ fn follows_a_directory() {
     fs::write(file("..1/d.yaml"), pod("d", "4")).unwrap();
     std::os::unix::fs::symlink("..1", file("..data")).unwrap();
     std::os::unix::fs::symlink("..data/d.yaml", file("d.yaml")).unwrap();
-    assert!(wait(&directory, "d", "4", 5000).is_ok());
+    assert!(wait(&directory, "d", "4", 30_000).is_ok());
     fs::create_dir(file("..2")).unwrap();
     fs::write(file("..2/d.yaml"), pod("d", "5")).unwrap();
     std::os::unix::fs::symlink("..2", file("..data_tmp")).unwrap();
     fs::rename(file("..data_tmp"), file("..data")).unwrap();
-    assert!(wait(&directory, "d", "5", 5000).is_ok());
+    assert!(wait(&directory, "d", "5", 30_000).is_ok());
 }
 
 #[test]
@@ -69,7 +67,7 @@ fn a_pod_stays_while_its_file_is_rewritten() {
     let both = pod("a", "1") + &pod("b", "2");
     fs::write(&path, &both).unwrap();
     let directory = Directory::open(dir.path()).unwrap();
-    assert!(wait(&directory, "b", "", 2000).is_ok());
+    assert!(wait(&directory, "b", "", 30_000).is_ok());
 
     use std::io::Write;
     let mut file = fs::File::create(&path).unwrap();
@@ -99,18 +97,29 @@ fn a_pod_stays_while_its_file_is_rewritten() {
 #[test]
 fn half_a_file_that_is_whole_yaml_is_not_believed() {
     use std::io::Write;
-    let dir = tempfile::tempdir().unwrap();
-    let directory = Directory::open(dir.path()).unwrap();
-    let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
-    file.write_all(
-        b"kind: Pod\nmetadata: {name: a, namespace: n}\nspec:\n  containers:\n  - name: app\n",
-    )
-    .unwrap();
-    file.flush().unwrap();
-    assert!(wait(&directory, "a", "", 150).is_err());
-    file.write_all(b"  - name: istio-proxy\n").unwrap();
-    drop(file);
-    assert_eq!(wait(&directory, "a", "", 5000).unwrap().pod.containers.len(), 2);
+    // A machine that stands still for as long as a file has to rest proves nothing.
+    let in_time = (0..100).any(|_| {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path()).unwrap();
+        let mut file = fs::File::create(dir.path().join("a.yaml")).unwrap();
+        let begun = Instant::now();
+        file.write_all(
+            b"kind: Pod\nmetadata: {name: a, namespace: n}\nspec:\n  containers:\n  - name: app\n",
+        )
+        .unwrap();
+        file.flush().unwrap();
+        let found = wait(&directory, "a", "", 120);
+        if begun.elapsed() >= SETTLED - Duration::from_millis(20) {
+            return false;
+        }
+        assert!(found.is_err());
+        file.write_all(b"  - name: istio-proxy\n").unwrap();
+        drop(file);
+        let both = || wait(&directory, "a", "", 0).is_ok_and(|a| a.pod.containers.len() == 2);
+        eventually("both containers", both);
+        true
+    });
+    assert!(in_time, "never within {SETTLED:?}");
 }
 
 #[test]
@@ -147,7 +156,7 @@ fn outlives_its_directory() {
     fs::create_dir(&path).unwrap();
     fs::write(path.join("a.yaml"), pod("a", "1")).unwrap();
     let directory = Directory::open(&path).unwrap();
-    assert!(wait(&directory, "a", "", 2000).is_ok());
+    assert!(wait(&directory, "a", "", 30_000).is_ok());
     fs::rename(&path, parent.path().join("old")).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert!(wait(&directory, "a", "", 0).is_ok(), "kept while the directory is gone");

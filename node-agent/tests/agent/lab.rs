@@ -41,7 +41,7 @@ pub(crate) fn run(ns: &Netns, program: &str, args: &[&str], input: &str) -> Stri
 /// which a busy machine puts off; the first packet lost is an ARP request, repeated
 /// only after a second.
 fn wait_until_up(ns: &Netns, interface: &str) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !run(ns, "ip", &["-o", "link", "show", "dev", interface], "").contains("state UP") {
         assert!(Instant::now() < end, "{interface} does not come up");
         std::thread::sleep(Duration::from_millis(2));
@@ -53,7 +53,7 @@ fn wait_until_up(ns: &Netns, interface: &str) {
 fn wait_until_reached(host: &Netns, address: &str) {
     // Nobody listens on the port, so an answer is a refusal.
     let target = std::net::SocketAddr::new(address.parse().unwrap(), 9);
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     let answers = || {
         let dialled = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(3));
         dialled.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
@@ -145,7 +145,7 @@ impl Lab {
     pub(crate) fn start(&mut self) {
         assert!(self.agent.is_none());
         self.agent = Some(self.spawn());
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while UnixStream::connect(self.socket()).is_err() {
             assert!(Instant::now() < end, "the agent does not serve:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
@@ -237,7 +237,7 @@ impl Lab {
     pub(crate) fn raw(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Answer {
         let begun = Instant::now();
         let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let fds: Vec<i32> = fd.iter().map(AsRawFd::as_raw_fd).collect();
         let control = [ControlMessage::ScmRights(&fds)];
         let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &control };
@@ -260,6 +260,21 @@ impl Lab {
 
     pub(crate) fn add(&self, pod: &Pod) -> Answer {
         self.ask(Endpoint::Add, &pod.request(), Some(pod.ns.as_fd()))
+    }
+
+    /// Asks for a pod until the answer is this one: a manifest that was written just now
+    /// need not have been read yet.
+    #[track_caller]
+    pub(crate) fn add_until(&self, pod: &Pod, what: &str, is: impl Fn(&Answer) -> bool) -> Answer {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = self.add(pod);
+            if is(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < end, "never: {what}; {answer:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn check(&self, pod: &Pod) -> Answer {

@@ -48,7 +48,7 @@ fn note(lab: &Lab, pod: &Pod, change: impl FnOnce(&mut Value)) -> PathBuf {
 
 #[track_caller]
 fn until(lab: &Lab, what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < end, "never: {what}; {}", lab.log());
         std::thread::sleep(Duration::from_millis(20));

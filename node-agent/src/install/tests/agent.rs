@@ -249,8 +249,8 @@ fn a_primary_that_is_broken_or_gone_is_waited_for() {
         fs::remove_file(node.net(OWNED)).unwrap();
         until("ours again", || node.net(OWNED).exists().then_some(()));
         assert_eq!(node.read(OWNED), right);
+        until("told", || running.ready.borrow().reason.contains("10-net.conflist").then_some(()));
         assert!(running.ready.borrow().ready);
-        assert!(running.ready.borrow().reason.contains("10-net.conflist"));
         node.write("10-net.conflist", LIST);
         until("complete", || running.ready.borrow().reason.is_empty().then_some(()));
     }

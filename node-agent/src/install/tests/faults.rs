@@ -204,10 +204,8 @@ fn odd_files_stop_nothing() {
     std::os::unix::fs::symlink(&elsewhere, node.net("10-net.conflist")).unwrap();
     let running = settled(&node);
     assert_eq!(node.chain(), ["main", "istio-cni"]);
-    let start = std::time::Instant::now();
     fs::write(&elsewhere, LIST.replace("main", "changed")).unwrap();
     until("followed", || (node.chain() == ["changed", "istio-cni"]).then_some(()));
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     drop(running);
 
     let node = Node::new(Mode::InPlace);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Longest wait for something that must happen; most take a few milliseconds.
-pub(super) const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(in crate::install) fn entry() -> PluginEntry {
     PluginEntry { pod_namespace: "istio-system".into(), ..PluginEntry::default() }

@@ -11,7 +11,7 @@ const CHANGES: u64 = 1000;
 /// How old a runtime's view of the primary may be.
 const STALE: Duration = Duration::from_secs(1);
 /// What the machine may steal from a test of time: two cores, other suites.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(9);
 
 fn list(version: u64) -> String {
     format!(
@@ -151,7 +151,7 @@ fn our_own_file_survives_a_storm() {
         assert_eq!(node.read("10-net.conflist"), list(last), "the primary is never written");
     });
     assert!(looks.load(Ordering::Relaxed) > CHANGES, "{looks:?} looks");
-    assert!(running.ready.borrow().ready);
+    running.wait_ready();
     assert_eq!(running.count("CREATE_CNI_CONFIG_FAILURE"), 0);
     assert!(running.count("SUCCESS") > 10);
 }
@@ -209,6 +209,11 @@ fn a_fight_is_bounded_and_told() {
     }
     // A burst of 10, then 4 a second.
     assert!((10..=35).contains(&removed), "removed {removed} times");
+    let repaired = || {
+        let events = running.events.lock().unwrap();
+        events.iter().filter(|e| matches!(e, InstallEvent::Repaired { .. })).count()
+    };
+    until("each removal but the last is repaired", || (repaired() >= removed - 1).then_some(()));
     let events = running.events.lock().unwrap();
     let told: Vec<_> =
         events.iter().filter(|e| matches!(e, InstallEvent::Contested { .. })).collect();
@@ -216,6 +221,4 @@ fn a_fight_is_bounded_and_told() {
         matches!(told[..], [InstallEvent::Contested { file, times: 5 }] if file == "02-istio-cni.conflist"),
         "{told:?}"
     );
-    let repaired = events.iter().filter(|e| matches!(e, InstallEvent::Repaired { .. })).count();
-    assert!(repaired >= removed - 1, "{repaired} of {removed}");
 }
