@@ -133,6 +133,30 @@ impl Listener {
         Ok(Connection::of(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// Listens anew where its file is gone, since nobody would find it any more; true
+    /// when that was so. Who waits to be accepted at the lost one has to connect again.
+    ///
+    /// # Errors
+    /// See [`ListenError`]; for example when another process has the path by now.
+    pub fn keep(&mut self) -> Result<bool, ListenError> {
+        if self.is_there() {
+            return Ok(false);
+        }
+        if let Some(directory) = self.path.parent() {
+            let path = directory.to_owned();
+            fs::create_dir_all(directory)
+                .map_err(|source| ListenError::Directory { path, source })?;
+        }
+        // The lost one ends last: while it lives nothing else has its inode.
+        *self = Self::bind(&self.path)?;
+        Ok(true)
+    }
+
+    fn is_there(&self) -> bool {
+        let meta = fs::symlink_metadata(&self.path);
+        meta.is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file)
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -148,8 +172,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let meta = fs::symlink_metadata(&self.path);
-        if meta.is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file) {
+        if self.is_there() {
             // A file that stays is found to be dead by the next one.
             fs::remove_file(&self.path).ok();
         }

@@ -41,6 +41,9 @@ impl fmt::Display for PeerId {
     }
 }
 
+/// How often it is looked whether peers can find the socket.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What the server allows.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -209,6 +212,7 @@ impl Server {
             woken,
             sessions: Vec::new(),
             next: 0,
+            look: Instant::now() + LOOK,
             buffer: vec![0; RECEIVE_BUFFER],
             on,
         };
@@ -264,6 +268,8 @@ struct Serving<F> {
     woken: UnixStream,
     sessions: Vec<Session>,
     next: u64,
+    /// When the listener's file is looked at next.
+    look: Instant,
     buffer: Vec<u8>,
     on: F,
 }
@@ -296,7 +302,18 @@ impl<F: FnMut(Event)> Serving<F> {
             if ready.listener {
                 self.accept();
             }
+            if Instant::now() >= self.look {
+                self.keep();
+            }
         }
+    }
+
+    /// Somebody may empty the directory under a running agent, which no peer that
+    /// comes later would find.
+    fn keep(&mut self) {
+        self.look = Instant::now() + LOOK;
+        // What is in the way is tried again.
+        self.listener.keep().ok();
     }
 
     /// Waits until somebody has something to say, or a time is up.
@@ -305,7 +322,7 @@ impl<F: FnMut(Event)> Serving<F> {
         // None while it has to wait: connections do so in the kernel.
         let accepting = self.pace.next(now);
         let times = self.sessions.iter().filter_map(|session| session.deadline(&self.limits));
-        let deadline = times.chain(accepting).min();
+        let deadline = times.chain(accepting).chain([self.look]).min();
         let mut fds = vec![PollFd::new(self.woken.as_fd(), PollFlags::POLLIN)];
         for session in &self.sessions {
             fds.push(PollFd::new(session.connection.as_fd(), session.interest()));

@@ -133,3 +133,32 @@ fn a_file_of_somebody_else_stays() {
     Connection::connect(&path).unwrap();
     other.accept().unwrap();
 }
+
+#[test]
+fn comes_back_when_its_file_or_directory_was_removed() {
+    let directory = Directory::create();
+    let path = directory.0.join("below").join("z.sock");
+    std::fs::create_dir(directory.0.join("below")).unwrap();
+    let mut listener = Listener::bind(&path).unwrap();
+    assert!(!listener.keep().unwrap(), "nothing is to be done");
+    for all in [false, true] {
+        if all {
+            std::fs::remove_dir_all(directory.0.join("below")).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(Connection::connect(&path).unwrap_err(), Errno::ENOENT);
+        assert!(listener.keep().unwrap() && !listener.keep().unwrap());
+        let _client = Connection::connect(&path).unwrap();
+        listener.accept().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    // Another agent's is not taken away, neither now nor at the end.
+    std::fs::remove_file(&path).unwrap();
+    let other = Listener::bind(&path).unwrap();
+    assert!(matches!(listener.keep(), Err(ListenError::InUse { .. })));
+    drop(listener);
+    Connection::connect(&path).unwrap();
+    drop(other);
+    assert!(!path.exists());
+}

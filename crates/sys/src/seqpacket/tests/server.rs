@@ -246,6 +246,27 @@ fn a_long_complaint_is_an_answer() {
     assert_eq!(stage.answer(), (peer, b"fine".to_vec()));
 }
 
+#[test]
+fn can_be_found_again_when_its_directory_was_wiped() {
+    let stage = Stage::set(limits());
+    let (peer, connection) = stage.peer();
+    std::fs::remove_dir_all(&stage.directory.0).unwrap();
+    let end = Instant::now() + LONG;
+    let later = loop {
+        match Connection::connect(&stage.directory.socket()) {
+            Ok(connection) => break connection,
+            Err(errno) => assert!(Instant::now() < end, "never bound again: {errno}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    // Who is connected does not notice.
+    stage.send(peer, b"still there?");
+    echo(&connection, 1);
+    assert_eq!(stage.answer(), (peer, b"still there?".to_vec()));
+    later.send(b"\x08\x01", None).unwrap();
+    assert!(matches!(stage.event(), Event::Connected { .. }));
+}
+
 fn echo_with(connection: &Connection, answer: &[u8]) {
     connection.receive_by(&mut [0; 1024], soon()).unwrap().unwrap();
     connection.send_by(answer, None, Instant::now() + LONG).unwrap();
