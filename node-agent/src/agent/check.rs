@@ -3,6 +3,7 @@
 use super::{Agent, answer, sandbox};
 use crate::failure::{Failure, causes};
 use crate::record::{Detached, SandboxId};
+use crate::repair::place;
 use crate::server::Along;
 use redirect::enroll::{self, decide};
 use redirect::plan::Plan;
@@ -11,9 +12,9 @@ use redirect::sidecar::plan;
 use std::net::IpAddr;
 use std::time::Instant;
 use sys::backend::Diff;
-use sys::netns::within_pod;
+use sys::netns::{NetnsId, within_pod};
 use wire::code;
-use wire::request::{Answer, Decision, GcRequest, PodRequest};
+use wire::request::{Answer, Attachment, Decision, GcRequest, PodRequest};
 
 /// Lines of a difference that fit an error message.
 const DIFF_LINES: usize = 3;
@@ -118,13 +119,13 @@ impl Agent {
         }
     }
 
-    /// Forgets what the runtime does not list. A runtime that lists nothing at all
-    /// did not say anything.
+    /// Forgets what the runtime does not list and nobody is in. A runtime that lists
+    /// nothing at all did not say anything.
     pub(super) fn gc(&self, request: &GcRequest) -> Result<Answer, Failure> {
         let Some(live) = &request.attachments else {
             return Ok(answer(Decision::Done, "the runtime did not say what lives"));
         };
-        let (removed, errors) = self.records.retain(live);
+        let (removed, errors) = self.records.retain(&[live, &*self.occupied()].concat());
         for id in &removed {
             self.tell_gone(id);
             tracing::info!(
@@ -146,6 +147,30 @@ impl Agent {
             ));
         }
         Ok(answer(Decision::Done, format!("removed {}", removed.len())))
+    }
+
+    /// Interfaces of recorded sandboxes that processes are in. A runtime lists those of
+    /// one network: a pod may run on from before that had another name, or its sandbox
+    /// be known by no name of the runtime's. To be forgotten would cost it the audit,
+    /// and an ambient pod its proxy.
+    fn occupied(&self) -> Vec<Attachment> {
+        // Where processes cannot be seen the runtime's word is all there is.
+        let occupied = place::occupied(&place::root()).unwrap_or_default();
+        let mut found = Vec::new();
+        for id in self.records.ids() {
+            // One that cannot be read is of no use to anybody.
+            let Ok(Some(record)) = self.records.read(&id) else { continue };
+            if occupied.contains(&NetnsId { dev: record.netns.dev, ino: record.netns.ino }) {
+                let container_id = || id.as_str().to_owned();
+                found.extend(
+                    record
+                        .attached()
+                        .into_iter()
+                        .map(|if_name| Attachment { container_id: container_id(), if_name }),
+                );
+            }
+        }
+        found
     }
 
     /// Whether an ADD would be served now: tried, not remembered.

@@ -4,7 +4,9 @@ use crate::lab::Lab;
 use serde_json::{Value, json};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
+use sys::netns::within;
 use wire::code;
 use wire::http;
 use wire::request::Endpoint;
@@ -220,4 +222,30 @@ fn an_old_plugin_of_istio_is_served_by_path() {
     let lie = json!({"Netns": fifo, "PodName": "p", "PodNamespace": "demo", "IPs": null});
     let answer = lab.raw(&http::request(Endpoint::Add, lie.to_string().as_bytes()), None);
     answer.failure(code::INVALID_NETNS);
+}
+
+/// CRI-O names the sandboxes of one network; a pod of the network's former name runs on.
+#[test]
+fn a_sandbox_that_somebody_is_in_is_not_forgotten_by_gc() {
+    let lab = Lab::with_agent(&[]);
+    lab.sidecar("p", &[], &[]);
+    let (busy, idle) = (lab.pod("p"), lab.pod("p"));
+    lab.add(&busy).decision();
+    lab.add(&idle).decision();
+    let mut process = within(&busy.ns, || {
+        #[expect(clippy::disallowed_methods, reason = "a pod's own process")]
+        Command::new("sleep").arg("600").spawn().unwrap()
+    })
+    .unwrap();
+    let gc = || {
+        let body = json!({"Sluice": {"Version": 1}, "Attachments": []});
+        lab.ask(Endpoint::Gc, &body, None).decision().1.to_owned()
+    };
+    let removed = gc();
+    let left = lab.records();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert_eq!((removed.as_str(), left), ("removed 1", vec![format!("{}.json", busy.id)]));
+    assert_eq!(gc(), "removed 1");
+    assert!(lab.records().is_empty());
 }
