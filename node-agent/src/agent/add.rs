@@ -48,7 +48,12 @@ impl Agent {
         let netns = self.netns(request, along)?;
         let found = match self.look_up(request, sandbox.as_ref(), &netns, deadline)? {
             Known::Pod(found) => found,
-            Known::Outside(reason) => return Ok(answer(Decision::Skip, reason)),
+            Known::Outside(reason) => {
+                if let Some(sluice) = &request.sluice {
+                    self.note_place(request, &netns, &sluice.pod_uid);
+                }
+                return Ok(answer(Decision::Skip, reason));
+            }
         };
         let pod = &found.pod;
         let decision = decide(pod, found.namespace.as_ref(), &self.config).map_err(|error| {
@@ -67,6 +72,9 @@ impl Agent {
                     reason = reason.code(),
                     "left alone"
                 );
+                if let Some(uid) = &pod.uid {
+                    self.note_place(request, &netns, uid);
+                }
                 Ok(answer(Decision::Skip, reason.to_string()))
             }
             enroll::Decision::Ambient => {

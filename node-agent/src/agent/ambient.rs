@@ -1,7 +1,7 @@
 //! Requests about ambient pods: given to [`crate::ambient`], which does the work.
 
 use super::{Agent, answer};
-use crate::ambient::{AddError, NOT_PROVED, Sandbox};
+use crate::ambient::{AddError, NOT_PROVED, Named, Sandbox};
 use crate::failure::{Failure, causes};
 use crate::record::{Record, SandboxId};
 use crate::source::kubernetes::object::PodName;
@@ -51,6 +51,20 @@ impl Agent {
             Err(AddError::Ztunnel) => Ok(answer(Decision::Skip, "the pod is a ztunnel")),
             Err(error) => Err(failure(pod, &error)),
         }
+    }
+
+    /// Notes where a pod is that is left alone: should it be labelled while it runs, it
+    /// need not be looked for.
+    pub(super) fn note_place(&self, request: &PodRequest, netns: &Netns, uid: &str) {
+        let Some(ambient) = self.ambient.get() else { return };
+        let Some(sluice) = &request.sluice else { return };
+        let sandbox = Named {
+            id: sluice.container_id.clone(),
+            interface: sluice.if_name.clone(),
+            path: request.netns.clone(),
+            netns: netns.id(),
+        };
+        ambient.passed(uid, sandbox);
     }
 
     /// How an ambient pod's namespace differs from what it was programmed with.

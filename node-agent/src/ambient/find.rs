@@ -23,11 +23,42 @@ pub(super) struct Search {
     pub(super) uids: Vec<String>,
     /// Addresses by its status, or those that the chain gave it.
     pub(super) addresses: Vec<IpAddr>,
+    /// Names of the records that there may be of it.
+    pub(super) records: Vec<SandboxId>,
+    /// The sandbox that the runtime made it last.
+    pub(super) sandbox: Option<Named>,
+}
+
+/// A sandbox as the runtime's request named it.
+#[derive(Debug, Clone)]
+pub(crate) struct Named {
+    /// `CNI_CONTAINERID`.
+    pub(crate) id: String,
+    /// `CNI_IFNAME`.
+    pub(crate) interface: String,
+    /// `CNI_NETNS`.
+    pub(crate) path: String,
+    /// The namespace that was there then.
+    pub(crate) netns: NetnsId,
+}
+
+impl Named {
+    /// As it is held.
+    pub(super) fn of(held: &Held) -> Self {
+        Self {
+            id: held.sandbox.clone().unwrap_or_default(),
+            interface: held.interface.clone(),
+            path: held.path.clone(),
+            netns: held.netns.id(),
+        }
+    }
 }
 
 /// A pod that was captured before the start.
 #[derive(Debug)]
 pub(super) struct Recalled {
+    /// Name of its record.
+    pub(super) record: SandboxId,
     /// What it is known by.
     pub(super) uid: PodUid,
     /// What ztunnel was told of it.
@@ -42,18 +73,11 @@ pub(super) struct Recalled {
 
 /// All at once: the processes are looked at once at most.
 pub(super) fn find(node: &Node, searches: Vec<Search>) -> Outcomes {
-    let records = node.recorded();
     let mut survey: Option<Result<Survey, String>> = None;
     let mut outcomes = Vec::new();
     for search in searches {
-        let own: Vec<&(SandboxId, Record)> =
-            records.iter().filter(|(_, record)| uid_of(record) == search.uid.as_str()).collect();
-        let at_path = own.iter().find_map(|(name, record)| {
-            let addresses =
-                if search.addresses.is_empty() { &record.addresses } else { &search.addresses };
-            open(node, record, addresses).map(|netns| held(netns, name, record))
-        });
-        let result = match at_path {
+        let own = recorded(node, &search);
+        let result = match at_path(node, &search, &own) {
             Some(held) => Ok(held),
             None => {
                 let survey = survey.get_or_insert_with(|| {
@@ -71,11 +95,39 @@ pub(super) fn find(node: &Node, searches: Vec<Search>) -> Outcomes {
     outcomes
 }
 
+/// What is written down of the pod.
+fn recorded(node: &Node, search: &Search) -> Vec<(SandboxId, Record)> {
+    let read = |name: &SandboxId| match node.records.read(name) {
+        Ok(record) => record.map(|record| (name.clone(), record)),
+        Err(error) => {
+            tracing::error!(reason = %causes(&error), "cannot read a record");
+            None
+        }
+    };
+    let mut own: Vec<(SandboxId, Record)> = search.records.iter().filter_map(read).collect();
+    own.retain(|(_, record)| is_of(record, search.uid.as_str()));
+    own
+}
+
+/// Where a record or the runtime's request says, if that is still so.
+fn at_path(node: &Node, search: &Search, own: &[(SandboxId, Record)]) -> Option<Held> {
+    let recorded = own.iter().find_map(|(name, record)| {
+        let addresses =
+            if search.addresses.is_empty() { &record.addresses } else { &search.addresses };
+        open(node, &record.path, netns_of(record), addresses).map(|netns| held(netns, name, record))
+    });
+    recorded.or_else(|| {
+        let Named { id, interface, path, netns } = search.sandbox.clone()?;
+        let netns = open(node, &path, netns, &search.addresses)?;
+        Some(Held { netns, path, interface, sandbox: Some(id).filter(|id| !id.is_empty()) })
+    })
+}
+
 fn among_processes(
     node: &Node,
     survey: &Result<Survey, String>,
     search: &Search,
-    own: &[&(SandboxId, Record)],
+    own: &[(SandboxId, Record)],
 ) -> Result<Held, Failure> {
     let survey = survey.as_ref().map_err(|why| Failure::Transient(why.clone()))?;
     let recorded: Vec<NetnsId> = own.iter().map(|(_, record)| netns_of(record)).collect();
@@ -105,7 +157,8 @@ pub(super) fn recall(node: &Node) -> Vec<Recalled> {
     let mut survey: Option<Option<Survey>> = None;
     let mut recalled = Vec::new();
     for (name, record) in node.recorded() {
-        let netns = open(node, &record, &record.addresses).or_else(|| {
+        let by_path = open(node, &record.path, netns_of(&record), &record.addresses);
+        let netns = by_path.or_else(|| {
             let survey = survey.get_or_insert_with(|| {
                 let taken = Survey::take(&node.proc, node.hosts.all());
                 let failed = |error: &place::PlaceError| {
@@ -144,6 +197,7 @@ pub(super) fn recall(node: &Node) -> Vec<Recalled> {
             sandbox: sandbox_of(&name, &record),
             held: netns.map(|netns| held(netns, &name, &record)),
             addresses: record.addresses,
+            record: name,
         });
     }
     recalled
@@ -153,8 +207,13 @@ fn sandbox_of(name: &SandboxId, record: &Record) -> Option<String> {
     (!name.is_of_found()).then(|| record.sandbox.clone())
 }
 
+/// A record is of ambient capture, and of this pod.
+pub(super) fn is_of(record: &Record, uid: &str) -> bool {
+    record.ambient.is_some() && uid_of(record) == uid
+}
+
 /// What a record's pod is known by.
-pub(super) fn uid_of(record: &Record) -> String {
+fn uid_of(record: &Record) -> String {
     let pod = &record.pod;
     pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
 }
@@ -172,9 +231,11 @@ fn held(netns: Arc<Netns>, name: &SandboxId, record: &Record) -> Held {
     }
 }
 
-/// The recorded namespace by its path, if that is still it and has an address of the
-/// pod.
-fn open(node: &Node, record: &Record, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
-    let netns = place::by_path(&record.path, netns_of(record), addresses)?;
-    (!node.hosts.contains(netns.id())).then_some(netns)
+/// The namespace at a path, if it is that one, has an address of the pod, and is not
+/// the host's.
+fn open(node: &Node, path: &str, id: NetnsId, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
+    if node.hosts.contains(id) {
+        return None;
+    }
+    place::by_path(path, id, addresses)
 }

@@ -3,7 +3,7 @@
 
 use ambient::event::{Event, Failure, Place};
 use ambient::id::{NetnsId, OptionsHash, PodUid, StepId};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -12,9 +12,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use sys::netns::Netns;
 
-/// Steps at a time. Each that works in a namespace has a thread, and waits for the
-/// kernel more than it computes.
-const AT_ONCE: usize = 8;
+/// What steps wait for, each with a limit of its own: an API server that does not answer
+/// must not keep a pod from being captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Lane {
+    /// The kernel, in pods' namespaces; each has a thread, and waits for neighbours and
+    /// answers more than it computes.
+    Namespaces,
+    /// The one thread that keeps the host's rules.
+    Addresses,
+    /// The API server.
+    Annotations,
+    /// Looks at many pods.
+    Looks,
+}
+
+impl Lane {
+    /// Steps at a time.
+    fn width(self) -> usize {
+        match self {
+            Self::Namespaces => 16,
+            Self::Addresses => 2,
+            Self::Annotations => 8,
+            Self::Looks => 2,
+        }
+    }
+}
 
 /// How long a step may take once it has begun.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -32,6 +55,17 @@ pub(super) enum Key {
     Search,
     /// The one audit.
     Audit,
+}
+
+impl Key {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Netns(_) => Lane::Namespaces,
+            Self::Address(_) => Lane::Addresses,
+            Self::Annotation(_) => Lane::Annotations,
+            Self::Search | Self::Audit => Lane::Looks,
+        }
+    }
 }
 
 /// A namespace that is held open, and what is known of it besides.
@@ -137,11 +171,11 @@ pub(super) struct Job {
     pub(super) work: Work,
 }
 
-/// Queue and what is under way.
+/// Queues and what is under way.
 pub(super) struct Jobs {
     runtime: tokio::runtime::Handle,
     busy: HashSet<Key>,
-    waiting: VecDeque<Job>,
+    waiting: HashMap<Lane, VecDeque<Job>>,
     done: Arc<dyn Fn(Key, Outcomes) + Send + Sync>,
 }
 
@@ -151,32 +185,36 @@ impl Jobs {
         runtime: tokio::runtime::Handle,
         done: impl Fn(Key, Outcomes) + Send + Sync + 'static,
     ) -> Self {
-        Self { runtime, busy: HashSet::new(), waiting: VecDeque::new(), done: Arc::new(done) }
+        Self { runtime, busy: HashSet::new(), waiting: HashMap::new(), done: Arc::new(done) }
     }
 
     /// Starts a job as soon as there is room.
     pub(super) fn push(&mut self, job: Job) {
-        self.waiting.push_back(job);
-        self.start();
+        let lane = job.key.lane();
+        self.waiting.entry(lane).or_default().push_back(job);
+        self.start(lane);
     }
 
     /// A job of that key has ended.
     pub(super) fn ended(&mut self, key: &Key) {
         self.busy.remove(key);
-        self.start();
+        self.start(key.lane());
     }
 
-    fn start(&mut self) {
-        while self.busy.len() < AT_ONCE {
-            let mut passed = HashSet::new();
-            let free = self.waiting.iter().position(|job| {
-                // One that waits holds back those of its key behind it.
-                !self.busy.contains(&job.key) && passed.insert(job.key.clone())
-            });
-            let Some(job) = free.and_then(|place| self.waiting.remove(place)) else { return };
+    fn start(&mut self, lane: Lane) {
+        let Some(waiting) = self.waiting.get_mut(&lane) else { return };
+        let mut room = lane.width();
+        room = room.saturating_sub(self.busy.iter().filter(|key| key.lane() == lane).count());
+        let mut next = Vec::new();
+        // One that waits holds back those of its key behind it.
+        while next.len() < room
+            && let Some(place) = waiting.iter().position(|job| !self.busy.contains(&job.key))
+            && let Some(job) = waiting.remove(place)
+        {
             self.busy.insert(job.key.clone());
-            self.launch(job);
+            next.push(job);
         }
+        next.into_iter().for_each(|job| self.launch(job));
     }
 
     fn launch(&self, job: Job) {
@@ -249,6 +287,24 @@ mod tests {
             assert!(matches!(&outcomes[..], [(StepId(n), Outcome::Probe(Ok(())))] if *n == step));
             jobs.ended(&key);
         }
-        assert!(jobs.busy.is_empty() && jobs.waiting.is_empty());
+        assert!(jobs.busy.is_empty() && jobs.waiting.values().all(VecDeque::is_empty));
+    }
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_api_server_that_is_silent_keeps_no_namespace_waiting() {
+        let (sender, ended) = channel();
+        let mut jobs = Jobs::new(tokio::runtime::Handle::current(), move |key, outcomes| {
+            drop(sender.send((key, outcomes)));
+        });
+        for number in 0..100 {
+            jobs.push(Job {
+                key: Key::Annotation(PodUid::new(&number.to_string())),
+                kind: Kind::Annotate,
+                steps: vec![StepId(number)],
+                work: Work::Task(Box::pin(std::future::pending())),
+            });
+        }
+        let key = Key::Netns(NetnsId { dev: 1, ino: 1 });
+        jobs.push(job(key.clone(), 100, || ()));
+        assert_eq!(ended.recv_timeout(Duration::from_secs(10)).unwrap().0, key);
     }
 }

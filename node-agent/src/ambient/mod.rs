@@ -1,9 +1,10 @@
 //! Ambient capture: the state machine of `ambient`, and the effects that it asks for.
 //!
 //! [`driver`] is the one thread that owns the machine; steps run side by side
-//! ([`jobs`]), each in a file of its own: [`find`], [`program`], [`probes`], [`annotate`].
-//! [`ztunnel`] is the socket, [`subject`] turns pods into the machine's facts,
-//! [`figures`] counts. The rest of the agent has [`Ambient`].
+//! ([`steps`], [`jobs`]), each in a file of its own: [`find`], [`program`], [`probes`],
+//! [`annotate`]. [`roster`] knows the pods, [`ztunnel`] is the socket, [`subject`] turns
+//! pods into the machine's facts, [`figures`] counts. The rest of the agent has
+//! [`Ambient`].
 
 mod annotate;
 mod audit;
@@ -17,11 +18,14 @@ mod options;
 mod probes;
 mod program;
 mod report;
+mod roster;
+mod steps;
 mod subject;
 mod timers;
 mod ztunnel;
 
 pub(crate) use figures::{Figures, Samples};
+pub(crate) use find::Named;
 pub(crate) use look::Look;
 pub(crate) use node::Node;
 pub(crate) use options::Options;
@@ -108,7 +112,8 @@ impl Ambient {
         let (inputs, receiver) = channel();
         let config = Config::default();
         let node = Arc::new(node);
-        let ztunnels = Ztunnels::serve(&node.options.socket, config.window, inputs.clone())?;
+        let (socket, own) = (&node.options.socket, Arc::clone(&figures));
+        let ztunnels = Ztunnels::serve(socket, config.window, inputs.clone(), own)?;
         let found = inputs.clone();
         let backend = Arc::clone(&node.backend);
         let probes = Probes::start(backend, &node.options, Arc::clone(&figures), move |ip| {
@@ -190,6 +195,13 @@ impl Ambient {
     /// When there is none (yet), or the kernel cannot be asked; the text is one line.
     pub(crate) fn exemption(&self) -> Result<sys::hostprobe::Status, String> {
         self.probes.status()
+    }
+
+    /// The runtime made a sandbox for a pod of this uid, which is not captured: should
+    /// that change, it need not be looked for.
+    pub(crate) fn passed(&self, uid: &str, sandbox: Named) {
+        // Fails only at the end of the process.
+        drop(self.inputs.send(Input::Passed(uid.to_owned(), sandbox)));
     }
 
     /// The runtime took a sandbox down.

@@ -2,16 +2,19 @@
 //! when is the machine's business.
 
 use super::driver::Input;
+use super::figures::Figures;
 use super::jobs::Held;
-use ambient::action::Message;
+use crate::failure::causes;
+use ambient::action::{Message, Stage};
 use ambient::event::Event;
 use ambient::id::{PeerId, SessionId};
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sys::seqpacket::server::{self, Handle, Limits, Server};
-use sys::seqpacket::{ListenError, Listener};
+use sys::seqpacket::{Credentials, ListenError, Listener};
 use zds::{Hello, Request, Response, WorkloadInfo};
 
 /// The machine has its own patience, and this must not be less.
@@ -52,6 +55,9 @@ pub(super) enum SendError {
 pub(super) struct Ztunnels {
     handle: Handle,
     _server: Server,
+    figures: Arc<Figures>,
+    /// When each message was sent that has no response, and whether it is an Add.
+    sent: HashMap<SessionId, VecDeque<(bool, Instant)>>,
 }
 
 impl Ztunnels {
@@ -63,6 +69,7 @@ impl Ztunnels {
         path: &Path,
         window: usize,
         inputs: Sender<Input>,
+        figures: Arc<Figures>,
     ) -> Result<Self, ServeError> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)
@@ -72,14 +79,28 @@ impl Ztunnels {
         let limits = Limits { answer: ANSWER, window: window.max(1), ..Limits::default() };
         let on = move |event| drop(inputs.send(Input::Peer(event)));
         let server = Server::start(listener, limits, on).map_err(ServeError::Start)?;
-        Ok(Self { handle: server.handle(), _server: server })
+        Ok(Self { handle: server.handle(), _server: server, figures, sent: HashMap::new() })
     }
 
-    /// Queues a message.
-    ///
-    /// # Errors
-    /// When it cannot be one: the session is to be closed then.
-    pub(super) fn send(
+    /// Queues a message; closes the session where it cannot be one, whose end comes back
+    /// as an event.
+    pub(super) fn send(&mut self, session: SessionId, message: Message, held: Option<&Held>) {
+        let is_add = matches!(message, Message::Add { .. });
+        match self.queue(session, message, held) {
+            Ok(()) => {
+                if let Some(sent) = self.sent.get_mut(&session) {
+                    sent.push_back((is_add, Instant::now()));
+                }
+            }
+            Err(error) => {
+                let reason = causes(&error);
+                tracing::error!(session = session.0, reason, "cannot be sent to ztunnel");
+                self.end(session);
+            }
+        }
+    }
+
+    fn queue(
         &self,
         session: SessionId,
         message: Message,
@@ -106,65 +127,35 @@ impl Ztunnels {
         Ok(())
     }
 
-    /// Ends a session.
-    pub(super) fn close(&self, session: SessionId) {
+    /// Ends a session that nobody is to hear of any more.
+    pub(super) fn close(&mut self, session: SessionId) {
+        self.forget(session);
+        self.end(session);
+    }
+
+    fn end(&self, session: SessionId) {
         self.handle.close(server::PeerId(session.0));
     }
 
+    fn forget(&mut self, session: SessionId) {
+        self.sent.remove(&session);
+        self.figures.ztunnels(self.sent.len());
+    }
+
     /// What an event of the socket means; `None` when it means nothing to the machine.
-    pub(super) fn read(&self, event: server::Event) -> Option<Event> {
+    pub(super) fn read(&mut self, event: server::Event) -> Option<Event> {
         match event {
             server::Event::Connected { peer, credentials, hello } => {
-                let session = SessionId(peer.0);
-                match Hello::decode(&hello) {
-                    Ok(hello) => {
-                        let pid = u64::try_from(credentials.pid).unwrap_or_default();
-                        tracing::info!(
-                            session = session.0,
-                            pid,
-                            version = hello.version,
-                            "ztunnel connected"
-                        );
-                        Some(Event::Connected { session, peer: PeerId(pid) })
-                    }
-                    Err(error) => {
-                        tracing::error!(
-                            session = session.0,
-                            pid = credentials.pid,
-                            reason = %crate::failure::causes(&error),
-                            "who connected to ztunnel's socket is no ztunnel"
-                        );
-                        self.close(session);
-                        None
-                    }
-                }
+                self.greeted(SessionId(peer.0), credentials, &hello)
             }
             server::Event::Answered { peer, packet, truncated } => {
-                let session = SessionId(peer.0);
-                let response = if truncated {
-                    Response::decode_cut_off(&packet)
-                } else {
-                    Response::decode(&packet)
-                };
-                match response {
-                    Ok(Response::Ack) => Some(Event::Response { session, error: None }),
-                    Ok(Response::Nack(error)) => {
-                        Some(Event::Response { session, error: Some(error) })
-                    }
-                    Err(error) => {
-                        tracing::error!(
-                            session = session.0,
-                            reason = %crate::failure::causes(&error),
-                            "ztunnel's answer is none"
-                        );
-                        self.close(session);
-                        Some(Event::Disconnected(session))
-                    }
-                }
+                Some(self.answered(SessionId(peer.0), &packet, truncated))
             }
             server::Event::Disconnected { peer, reason } => {
                 tracing::info!(session = peer.0, reason = %reason, "ztunnel disconnected");
-                Some(Event::Disconnected(SessionId(peer.0)))
+                let session = SessionId(peer.0);
+                self.forget(session);
+                Some(Event::Disconnected(session))
             }
             server::Event::Refused { credentials, reason } => {
                 tracing::warn!(
@@ -176,6 +167,57 @@ impl Ztunnels {
             }
             // The driver's: it ends over this.
             server::Event::Stopped(_) => None,
+        }
+    }
+
+    fn greeted(
+        &mut self,
+        session: SessionId,
+        credentials: Credentials,
+        hello: &[u8],
+    ) -> Option<Event> {
+        match Hello::decode(hello) {
+            Ok(hello) => {
+                let pid = u64::try_from(credentials.pid).unwrap_or_default();
+                let version = hello.version;
+                tracing::info!(session = session.0, pid, version, "ztunnel connected");
+                self.sent.insert(session, VecDeque::new());
+                self.figures.ztunnels(self.sent.len());
+                Some(Event::Connected { session, peer: PeerId(pid) })
+            }
+            Err(error) => {
+                tracing::error!(
+                    session = session.0,
+                    pid = credentials.pid,
+                    reason = %causes(&error),
+                    "who connected to ztunnel's socket is no ztunnel"
+                );
+                self.end(session);
+                None
+            }
+        }
+    }
+
+    fn answered(&mut self, session: SessionId, packet: &[u8], truncated: bool) -> Event {
+        let sent = self.sent.get_mut(&session).and_then(VecDeque::pop_front);
+        let decode = if truncated { Response::decode_cut_off } else { Response::decode };
+        match decode(packet) {
+            Ok(Response::Ack) => {
+                if let Some((true, at)) = sent {
+                    self.figures.took(Stage::Ztunnel, at.elapsed());
+                }
+                Event::Response { session, error: None }
+            }
+            Ok(Response::Nack(error)) => Event::Response { session, error: Some(error) },
+            Err(error) => {
+                tracing::error!(
+                    session = session.0,
+                    reason = %causes(&error),
+                    "ztunnel's answer is none"
+                );
+                self.close(session);
+                Event::Disconnected(session)
+            }
         }
     }
 }

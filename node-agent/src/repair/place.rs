@@ -5,7 +5,11 @@
 //! it, or nothing says otherwise and no other namespace has the address. It is
 //! looked for over the processes (reference 4.11), and never the host's.
 
-use crate::failure::causes;
+mod cgroup;
+mod survey;
+
+pub(crate) use survey::Survey;
+
 use nix::sys::stat::stat;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -19,12 +23,6 @@ const ROOTS: [&str; 2] = ["/host/proc", "/proc"];
 
 /// Where paths of the host are seen from the agent's container.
 const HOST: &str = "/host";
-
-/// Longest file of a process that is read.
-const MAX_CGROUP: usize = 64 << 10;
-
-/// Field 22 of `stat`, counted after the command's name.
-const START_TIME: usize = 19;
 
 /// What is known of the pod that is looked for.
 #[derive(Debug)]
@@ -90,29 +88,6 @@ fn list(found: &[NetnsId]) -> String {
     found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The namespaces that processes are in, at a moment: looked at once, for any number
-/// of pods.
-#[derive(Debug)]
-pub(crate) struct Survey {
-    root: PathBuf,
-    occupied: Vec<Occupied>,
-}
-
-/// A namespace with what tells whose it is.
-#[derive(Debug)]
-struct Occupied {
-    netns: Arc<Netns>,
-    addresses: Vec<IpAddr>,
-    processes: Vec<Process>,
-}
-
-/// A process that belongs to a pod, or to nobody that is known.
-#[derive(Debug)]
-struct Process {
-    belongs: Belonging,
-    started: Option<u64>,
-}
-
 /// The directory of the host's processes.
 pub(crate) fn root() -> PathBuf {
     let [host, own] = ROOTS.map(PathBuf::from);
@@ -128,96 +103,6 @@ pub(crate) fn find(root: &Path, wanted: &Wanted<'_>) -> Result<Place, PlaceError
         return Err(PlaceError::NoAddress);
     }
     Survey::take(root, wanted.hosts)?.find(wanted)
-}
-
-impl Survey {
-    /// Looks at all processes.
-    ///
-    /// # Errors
-    /// When not all can be listed: who is missing then is not known to be gone.
-    pub(crate) fn take(root: &Path, hosts: &[NetnsId]) -> Result<Self, PlaceError> {
-        let mut seen: HashMap<NetnsId, Option<Occupied>> = HashMap::new();
-        for (process, id) in processes(root)? {
-            if hosts.contains(&id) {
-                continue;
-            }
-            if let Some(occupied) = seen.entry(id).or_insert_with(|| open(&process, id)) {
-                occupied.processes.push(Process::of(&process));
-            }
-        }
-        let occupied = seen.into_values().flatten().collect();
-        Ok(Self { root: root.to_owned(), occupied })
-    }
-
-    /// Finds a pod's namespace in it.
-    ///
-    /// # Errors
-    /// When there is none, or more than one may be it.
-    pub(crate) fn find(&self, wanted: &Wanted<'_>) -> Result<Place, PlaceError> {
-        if wanted.addresses.is_empty() {
-            return Err(PlaceError::NoAddress);
-        }
-        let addresses = || wanted.addresses.to_vec();
-        let mut own: Vec<&Occupied> = self
-            .occupied
-            .iter()
-            .filter(|o| !wanted.hosts.contains(&o.netns.id()))
-            .filter(|o| wanted.addresses.iter().any(|ip| o.addresses.contains(&ip.to_canonical())))
-            .filter(|o| o.is_owned(wanted.uids) || !o.is_foreign(wanted.uids))
-            .collect();
-        // The better evidence decides: the record, the cgroup, the address alone.
-        for is_better in [
-            (|o: &Occupied, w: &Wanted<'_>| w.recorded.contains(&o.netns.id())) as fn(&_, &_) -> _,
-            |o, w| o.is_owned(w.uids),
-        ] {
-            if own.iter().any(|occupied| is_better(occupied, wanted)) {
-                own.retain(|occupied| is_better(occupied, wanted));
-            }
-        }
-        match own[..] {
-            [] => Err(PlaceError::Nowhere { root: self.root.clone(), addresses: addresses() }),
-            [one] => Ok(Place {
-                netns: Arc::clone(&one.netns),
-                sandbox: one.sandbox(wanted.uids).map(ToOwned::to_owned),
-            }),
-            _ => Err(PlaceError::Ambiguous {
-                addresses: addresses(),
-                found: own.iter().map(|occupied| occupied.netns.id()).collect(),
-            }),
-        }
-    }
-}
-
-impl Occupied {
-    /// A process in it is the pod's by its cgroup.
-    fn is_owned(&self, uids: &[String]) -> bool {
-        self.processes.iter().any(|process| process.is_of(uids))
-    }
-
-    /// One is another pod's.
-    fn is_foreign(&self, uids: &[String]) -> bool {
-        self.processes.iter().any(|process| process.belongs.uid.is_some() && !process.is_of(uids))
-    }
-
-    /// Container of the oldest process, if that is the pod's.
-    fn sandbox(&self, uids: &[String]) -> Option<&str> {
-        let known = self.processes.iter().filter_map(|process| Some((process.started?, process)));
-        let (_, oldest) = known.min_by_key(|(started, _)| *started)?;
-        oldest.belongs.container.as_deref().filter(|_| oldest.is_of(uids))
-    }
-}
-
-impl Process {
-    fn of(process: &Path) -> Self {
-        Self {
-            belongs: read(&process.join("cgroup")).map(|t| belonging(&t)).unwrap_or_default(),
-            started: read(&process.join("stat")).and_then(|text| started(&text)),
-        }
-    }
-
-    fn is_of(&self, uids: &[String]) -> bool {
-        self.belongs.uid.as_ref().is_some_and(|uid| uids.contains(uid))
-    }
 }
 
 /// Opens a namespace that some process is in; `None` when none is.
@@ -280,81 +165,6 @@ fn processes(root: &Path) -> Result<Vec<(PathBuf, NetnsId)>, PlaceError> {
 /// The namespace of a process, if it is still that one.
 fn enter(process: &Path, id: NetnsId) -> Option<Netns> {
     Netns::open(&process.join("ns/net")).ok().filter(|netns| netns.id() == id)
-}
-
-fn open(process: &Path, id: NetnsId) -> Option<Occupied> {
-    let netns = enter(process, id)?;
-    let addresses = match within(&netns, sys::routing::addresses) {
-        Ok(Ok(addresses)) => addresses,
-        Ok(Err(error)) => return unseen(id, &causes(&error)),
-        Err(error) => return unseen(id, &causes(&error)),
-    };
-    Some(Occupied { netns: Arc::new(netns), addresses, processes: Vec::new() })
-}
-
-fn unseen(id: NetnsId, reason: &str) -> Option<Occupied> {
-    tracing::debug!(netns = %id, reason, "cannot read a namespace's addresses");
-    None
-}
-
-fn read(path: &Path) -> Option<String> {
-    fs::read_to_string(path).ok().filter(|text| text.len() <= MAX_CGROUP)
-}
-
-fn started(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(START_TIME)?.parse().ok()
-}
-
-/// Whose a process is.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Belonging {
-    uid: Option<String>,
-    container: Option<String>,
-}
-
-/// Reads a process' cgroups. What is contradictory says nothing.
-fn belonging(text: &str) -> Belonging {
-    let mut found = Belonging::default();
-    for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
-        let path = path.strip_suffix(".scope").unwrap_or(path);
-        let Some(uid) = pod_uid(path) else { continue };
-        let container = container(path);
-        let differs =
-            |known: &Option<String>, new: &str| known.as_deref().is_some_and(|k| k != new);
-        if differs(&found.uid, &uid)
-            || container.as_ref().is_some_and(|new| differs(&found.container, new))
-        {
-            return Belonging::default();
-        }
-        found.uid = Some(uid);
-        found.container = found.container.or(container);
-    }
-    found
-}
-
-/// `pod`, then a uid whose parts are joined by `-` or, with systemd, by `_`. A
-/// static pod's is a hash without parts.
-fn pod_uid(path: &str) -> Option<String> {
-    path.split('/').find_map(|part| {
-        let part = part.strip_suffix(".slice").unwrap_or(part);
-        let uid = match part.strip_prefix("pod") {
-            Some(uid) => uid,
-            None => part.rsplit_once("-pod")?.1,
-        };
-        let uid = uid.replace('_', "-");
-        let hex = uid.bytes().filter(|b| *b != b'-').count();
-        let valid = uid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-        (valid && hex == 32).then_some(uid)
-    })
-}
-
-/// The last part, without the runtime's name before it.
-fn container(path: &str) -> Option<String> {
-    let last = path.rsplit('/').next()?;
-    let last = last.rsplit(['-', ':']).next()?;
-    let valid = last.len() >= 32 && last.bytes().all(|b| b.is_ascii_hexdigit());
-    (valid && pod_uid(path.rsplit('/').next()?).is_none()).then(|| last.to_owned())
 }
 
 #[cfg(test)]

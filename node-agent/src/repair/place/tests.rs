@@ -1,3 +1,4 @@
+use super::cgroup::{belonging, started};
 use super::*;
 
 const UID: &str = "0a1b2c3d-0000-4000-8000-0123456789ab";
@@ -154,4 +155,29 @@ fn the_namespace_is_the_pods_own() {
     let recorded = [twin.id()];
     let place = find(proc.0.path(), &Wanted { recorded: &recorded, ..wanted }).unwrap();
     assert_eq!(place.netns.id(), twin.id());
+    // Of two that records name, the one with a process of the pod.
+    let proc = Processes::new();
+    proc.add(5, &own, 1, &mine);
+    proc.add(6, &twin, 2, "0::/\n");
+    let both = [twin.id(), own.id()];
+    let place = find(proc.0.path(), &Wanted { recorded: &both, ..wanted }).unwrap();
+    assert_eq!(place.netns.id(), own.id());
+}
+
+#[test]
+fn other_pods_namespaces_are_left_closed() {
+    let ips = [IpAddr::from([10, 0, 0, 5])];
+    let uids = [UID.to_owned()];
+    let (own, other) = (netns_with("10.0.0.5/32"), Netns::create().unwrap());
+    let proc = Processes::new();
+    proc.add(5, &own, 1, &format!("0::/kubepods/pod{UID}/{ID}\n"));
+    proc.add(6, &other, 2, &format!("0::/kubepods/pod{}/{ID}\n", UID.replace("0a", "0b")));
+    let survey = Survey::take(proc.0.path(), &[]).unwrap();
+    // What is not read by now cannot be read any more.
+    fs::remove_dir_all(proc.0.path().join("6")).unwrap();
+    drop(other);
+    let wanted = Wanted { uids: &uids, addresses: &ips, recorded: &[own.id()], hosts: &[] };
+    assert_eq!(survey.find(&wanted).unwrap().netns.id(), own.id());
+    let wanted = Wanted { recorded: &[], ..wanted };
+    assert_eq!(survey.find(&wanted).unwrap().netns.id(), own.id());
 }
