@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What no command takes longer for.
-const COMMAND: Duration = Duration::from_secs(60);
+const COMMAND: Duration = Duration::from_secs(300);
 
 /// An administrator at the control plane.
 #[derive(Debug, Clone)]

@@ -156,7 +156,7 @@ impl Cluster {
         let mut arguments = release.to_vec();
         let own = [hub.as_str(), &tag];
         arguments.extend(own.iter().chain(values).flat_map(|value| ["--set", value]));
-        arguments.extend(["--wait", "--timeout", "120s"]);
+        arguments.extend(["--wait", "--timeout", "240s"]);
         self.helm(&arguments)?;
         self.wait_agents()
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long all processes of a namespace may need to end.
-const END: Duration = Duration::from_secs(20);
+const END: Duration = Duration::from_secs(60);
 
 /// A program, or a whole node, that runs until this value is dropped.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use std::time::{Duration, Instant};
 
 /// What a healthy cluster needs at most on a machine that does other things too.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Asks until there is an answer. An error is a reason to ask again; the last one is
 /// in the message when time is up.

@@ -16,7 +16,7 @@ use std::time::Duration;
 const PERIOD: Duration = Duration::from_millis(1500);
 /// Until the last one has ended: a refused pod is tried again after some ten seconds,
 /// and each time it is refused again.
-const END: Duration = Duration::from_secs(150);
+const END: Duration = Duration::from_secs(300);
 
 /// Somebody who creates pods, until the value is dropped.
 pub(crate) struct Churn {

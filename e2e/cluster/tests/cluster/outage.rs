@@ -112,7 +112,7 @@ pub(crate) fn node_restarts(cluster: &mut Cluster) -> Result<()> {
     client.apply(&service(space, "server"))?;
     client.apply(&plain(space, "outside", "node1"))?;
     client.apply(&plain(space, "client", "node2"))?;
-    client.run(&["rollout", "status", "deployment/server", "-n", space, "--timeout=25s"])?;
+    client.run(&["rollout", "status", "deployment/server", "-n", space, "--timeout=240s"])?;
     cluster.wait_ready(space, "outside")?;
     cluster.wait_ready(space, "client")?;
     let agent = cluster.agent("node1")?;
