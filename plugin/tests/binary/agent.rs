@@ -17,7 +17,7 @@ fn within(ms: u32, run_dir: &str) -> String {
 
 /// For agents that never answer: long enough to get to where they keep it waiting.
 fn impatient(run_dir: &str) -> String {
-    within(900, run_dir)
+    within(3000, run_dir)
 }
 
 fn add(fake: &Fake) -> Outcome {
@@ -33,7 +33,7 @@ fn add_impatiently(fake: &Fake) -> Outcome {
 /// Loosely: the machine that runs the tests is busy with others.
 #[track_caller]
 fn in_time(outcome: &Outcome) {
-    assert!(outcome.elapsed < Duration::from_secs(10), "{:?}", outcome.elapsed);
+    assert!(outcome.elapsed < Duration::from_secs(30), "{:?}", outcome.elapsed);
 }
 
 /// Until the plugin is gone, or far beyond its deadline.
@@ -77,7 +77,7 @@ fn a_run_directory_too_long_for_a_socket() {
 fn silent() {
     let outcome = add_impatiently(&Fake::serve(until_closed));
     let (msg, _) = outcome.failure(code::AGENT_TIMED_OUT);
-    assert!(msg.contains("within 900ms") && msg.contains("complete its answer"), "{msg}");
+    assert!(msg.contains("within 3s") && msg.contains("complete its answer"), "{msg}");
     in_time(&outcome);
 }
 
