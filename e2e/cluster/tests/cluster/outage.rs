@@ -112,7 +112,10 @@ pub(crate) fn node_restarts(cluster: &mut Cluster) -> Result<()> {
     client.apply(&service(space, "server"))?;
     client.apply(&plain(space, "outside", "node1"))?;
     client.apply(&plain(space, "client", "node2"))?;
-    client.run(&["rollout", "status", "deployment/server", "-n", space, "--timeout=240s"])?;
+    until_ok("the server is there", PATIENCE, || {
+        let wait = ["rollout", "status", "deployment/server", "-n", space, "--timeout=25s"];
+        client.run(&wait).map(drop)
+    })?;
     cluster.wait_ready(space, "outside")?;
     cluster.wait_ready(space, "client")?;
     let agent = cluster.agent("node1")?;

@@ -61,7 +61,10 @@ pub(crate) fn captures(cluster: &mut Cluster) -> Result<()> {
     client.apply(&injected(plain(space, "meshed", "node2")))?;
     client.apply(&plain(space, "outside", "node2"))?;
 
-    client.run(&["rollout", "status", "deployment/server", "-n", space, "--timeout=25s"])?;
+    until_ok("the server is there", PATIENCE, || {
+        let wait = ["rollout", "status", "deployment/server", "-n", space, "--timeout=25s"];
+        client.run(&wait).map(drop)
+    })?;
     let servers = client.list(&["pods", "-n", space, "-l", "app=server"])?;
     let server = servers.first().context("no pod of the deployment")?;
     let server_name = e2e_cluster::cluster::name(server);
