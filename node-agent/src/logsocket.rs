@@ -8,9 +8,7 @@ use crate::server::{Socket, SocketError};
 use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 
 /// Its name in the run directory. Istio's.
 pub(crate) const NAME: &str = "log.sock";
@@ -23,9 +21,6 @@ const MAX_LINE: usize = 8 << 10;
 
 /// Invocations that are listened to at once.
 const MAX_CONNECTIONS: usize = 32;
-
-/// How often it is looked whether plugins can find the socket.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The bound socket; its file goes with it.
 #[derive(Debug)]
@@ -44,41 +39,14 @@ impl LogSocket {
     }
 
     /// Takes lines until it is dropped; tells the level of each that was written.
-    pub(crate) async fn run(mut self, written: impl Fn(tracing::Level) + Send + Sync + 'static) {
+    pub(crate) async fn run(self, written: impl Fn(tracing::Level) + Send + Sync + 'static) {
         let written = Arc::new(written);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut looks = tokio::time::interval(LOOK);
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                _ = looks.tick() => {
-                    self.socket.keep();
-                    continue;
-                }
-                accepted = self.socket.accept() => accepted,
-            };
-            match accepted {
-                Ok(stream) => {
-                    let written = Arc::clone(&written);
-                    tokio::spawn(async move {
-                        take(stream, &*written).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::error!(reason = %error, "cannot accept on the log socket");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+        let take = move |stream| take(stream, Arc::clone(&written));
+        self.socket.serve("the log socket", MAX_CONNECTIONS, take).await;
     }
 }
 
-async fn take(mut stream: UnixStream, written: &(impl Fn(tracing::Level) + Send + Sync)) {
-    if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
-        tracing::warn!("a caller that is not root connected to the log socket and was turned away");
-        return;
-    }
+async fn take(mut stream: UnixStream, written: Arc<impl Fn(tracing::Level)>) {
     let page = match responder::read(&mut stream, MAX_BODY).await {
         Ok(None) => return,
         Err(refusal) => refusal,

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 
 /// Longest body of a request.
 const MAX_BODY: usize = 4 << 10;
@@ -23,9 +22,6 @@ const ANSWER: Duration = Duration::from_secs(20);
 
 /// How long the end of a connection is waited for: it is there already, or not.
 const LINGER: Duration = Duration::from_millis(5);
-
-/// How often it is looked whether the socket can be found.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The bound socket; its file goes with it.
 #[derive(Debug)]
@@ -43,42 +39,13 @@ impl OperatorSocket {
     }
 
     /// Answers until it is dropped.
-    pub(crate) async fn run(mut self, desk: Arc<Desk>) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut looks = tokio::time::interval(LOOK);
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                _ = looks.tick() => {
-                    self.socket.keep();
-                    continue;
-                }
-                accepted = self.socket.accept() => accepted,
-            };
-            match accepted {
-                Ok(stream) => {
-                    let desk = Arc::clone(&desk);
-                    tokio::spawn(async move {
-                        serve(stream, desk).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::error!(reason = %error, "cannot accept on the operator's socket");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+    pub(crate) async fn run(self, desk: Arc<Desk>) {
+        let serve = move |stream| serve(stream, Arc::clone(&desk));
+        self.socket.serve("the operator's socket", MAX_CONNECTIONS, serve).await;
     }
 }
 
 async fn serve(mut stream: UnixStream, desk: Arc<Desk>) {
-    if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
-        tracing::warn!(
-            "a caller that is not root connected to the operator's socket and was turned away"
-        );
-        return;
-    }
     let page = match responder::read(&mut stream, MAX_BODY).await {
         Ok(None) => return,
         Err(refusal) => refusal,

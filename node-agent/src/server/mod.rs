@@ -6,6 +6,7 @@ mod socket;
 
 use crate::failure::Failure;
 use exchange::ExchangeError;
+use socket::REST;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -159,9 +160,8 @@ impl Server {
                 accepted = self.socket.accept() => match accepted {
                     Ok(stream) => stream,
                     Err(error) => {
-                        // Out of descriptors, most likely: a moment later some are free.
                         tracing::error!(reason = %error, "cannot accept a plugin's connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        tokio::time::sleep(REST).await;
                         continue;
                     }
                 },

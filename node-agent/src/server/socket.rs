@@ -5,7 +5,17 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// How often it is looked whether a socket can be found.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long nothing is accepted after that has failed: the process is out of
+/// descriptors, most likely, and a moment later some are free.
+pub(super) const REST: Duration = Duration::from_millis(50);
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +91,49 @@ impl Socket {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 
+    /// Serves connections of root until it is dropped, each in a task of its own and
+    /// not more than `most` at once. Logs call the socket `name`.
+    pub(crate) async fn serve<F>(
+        mut self,
+        name: &'static str,
+        most: usize,
+        serve: impl Fn(UnixStream) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(most));
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            // Who comes when all places are taken waits in the kernel.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                _ = looks.tick() => {
+                    self.keep();
+                    continue;
+                }
+                accepted = self.accept() => accepted,
+            };
+            match accepted {
+                Ok(stream) if is_roots(&stream) => {
+                    let served = serve(stream);
+                    tokio::spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
+                }
+                Ok(_) => {
+                    tracing::warn!(
+                        "a caller that is not root connected to {name} and was turned away"
+                    );
+                }
+                Err(error) => {
+                    tracing::error!(reason = %error, "cannot accept on {name}");
+                    tokio::time::sleep(REST).await;
+                }
+            }
+        }
+    }
+
     /// Binds it again when its file is gone: nobody would find it any more. True when
     /// it can be found.
     pub(crate) fn keep(&mut self) -> bool {
@@ -109,6 +162,10 @@ impl Socket {
             }
         }
     }
+}
+
+fn is_roots(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)
 }
 
 /// The socket's file; removed on drop unless it is another one by then.
