@@ -68,7 +68,7 @@ impl Stage {
     fn start_pod(&self, mut manifest: Value, status: &Value) -> Started {
         let pod = self.cluster.run_pod(&manifest).unwrap();
         let mut pause = pod.sandbox.program("sh").args(["-c", "echo ready; exec cat >/dev/null"]);
-        pause = pause.timeout(Duration::from_secs(120));
+        pause = pause.timeout(Duration::from_secs(900));
         let mut pause = pause.start().unwrap();
         pause.wait_ready().unwrap();
         manifest["spec"]["nodeName"] = json!(NODE_NAME);
@@ -108,7 +108,7 @@ impl Stage {
 
     #[track_caller]
     fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(120);
         while !holds(self) {
             assert!(Instant::now() < end, "never: {what}; {}", self.cluster.agent_log());
             std::thread::sleep(Duration::from_millis(50));
@@ -232,6 +232,29 @@ fn pods_from_before_the_agent_are_programmed_at_once() {
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(stage.metric(sample), 0);
     assert!(has_rules(&early.pod));
+}
+
+/// Its sandbox was made anew while the plugin was not in the chain.
+#[test]
+fn a_record_of_a_former_sandbox_hides_nothing() {
+    let mut stage = Stage::set("anew");
+    let pod = stage.start_pod(mesh("anew"), &json!({"phase": "Running"}));
+    let records = stage.cluster.directories.run.join("sandboxes");
+    std::fs::create_dir_all(&records).unwrap();
+    let record = json!({
+        "version": 1, "sandbox": "former", "interface": "eth0",
+        "pod": {"namespace": NAMESPACE, "name": "anew", "uid": "uid-of-anew"},
+        // No namespace has that number.
+        "netns": {"dev": 4, "ino": 1}, "path": "/run/netns/former-of-anew",
+        "backend": "nftables", "rules": "0", "addresses": [pod.pod.address(false).unwrap()],
+        "facts": {"annotations": {}, "env": [], "run_as_user": null, "run_as_group": null},
+    });
+    std::fs::write(records.join("former.json"), record.to_string()).unwrap();
+    assert!(!stage.is_captured(&pod.pod));
+    stage.start_agent("--repair-repair-pods");
+    let sample = "sluice_early_pods_total{result=\"success\"}";
+    stage.eventually("it is found", |stage| stage.metric(sample) == 1);
+    assert!(stage.is_captured(&pod.pod));
 }
 
 #[test]

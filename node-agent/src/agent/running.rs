@@ -65,11 +65,19 @@ impl Agent {
             Err(error) => return Err(RunningError::Look(error.to_string())),
         }
         // Before the search, which looks at all processes: after a restart of the agent
-        // all pods have one.
-        if !self.records_of(pod).is_empty() {
+        // all pods have one. That of a sandbox which is gone says nothing of the one
+        // that took its place, maybe when the plugin was not in the chain.
+        let records = self.records_of(pod);
+        if records.iter().any(is_there) {
             return Ok(None);
         }
-        let place = self.place(pod, &[])?;
+        let place = match self.place(pod, &records) {
+            // What was captured is gone, and nothing runs: its next ADD is to come.
+            Err(RunningError::Place(PlaceError::Nowhere { .. })) if !records.is_empty() => {
+                return Ok(None);
+            }
+            found => found?,
+        };
         let look = |error: &dyn std::error::Error| RunningError::Look(causes(error));
         let bare = within_pod(&place.netns, self.hosts.own(), || self.backend.is_bare());
         let bare = bare.map_err(|error| look(&error))?.map_err(RunningError::Look)?;
@@ -145,6 +153,13 @@ impl Agent {
             .map(|answer| answer.reason)
             .map_err(RunningError::Capture)
     }
+}
+
+/// The namespace that was programmed is there: at its path, or around a process.
+fn is_there(record: &Record) -> bool {
+    let id = programmed(record);
+    place::by_path(&record.path, id, &record.addresses).is_some()
+        || place::occupied(&place::root()).is_ok_and(|all| all.contains(&id))
 }
 
 fn programmed(record: &Record) -> NetnsId {
