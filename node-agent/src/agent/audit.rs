@@ -286,8 +286,9 @@ impl Agent {
     }
 
     fn is_ambient_verified(&self, pod: &Pod) -> bool {
-        let uid = pod.uid.as_deref().unwrap_or_default();
-        self.ambient.get().is_some_and(|ambient| ambient.figures().is_verified(uid))
+        // As ambient capture calls it: a manifest may have no uid.
+        let uid = pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name));
+        self.ambient.get().is_some_and(|ambient| ambient.figures().is_verified(&uid))
     }
 
     fn capture_late(&self, passed: &Passed, pod: &Pod) -> Result<(), String> {
