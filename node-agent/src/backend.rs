@@ -61,17 +61,30 @@ pub(crate) struct NodeBackend {
 pub(crate) trait Rules {
     /// The rules of a form.
     fn rules(&self, form: Form) -> Desired;
+
+    /// Istio's own rules for it do as well as ours, and are left where they are.
+    fn takes_istios(&self) -> bool;
 }
 
 impl Rules for Plan {
     fn rules(&self, form: Form) -> Desired {
         compile(self, form)
     }
+
+    fn takes_istios(&self) -> bool {
+        true
+    }
 }
 
 impl Rules for AmbientPlan {
     fn rules(&self, form: Form) -> Desired {
         ambient(self, form)
+    }
+
+    /// They let kubelet's address pass to any port, and redirect a running connection
+    /// that conntrack has forgotten.
+    fn takes_istios(&self) -> bool {
+        false
     }
 }
 
@@ -168,7 +181,12 @@ impl NodeBackend {
         self.tools().map(Arc::as_ref)
     }
 
-    fn tools(&self) -> Result<&Arc<Iptables>, String> {
+    /// The tools of iptables, whether they are the backend or not.
+    ///
+    /// # Errors
+    ///
+    /// When there are none; the text is one line.
+    pub(crate) fn tools(&self) -> Result<&Arc<Iptables>, String> {
         self.iptables
             .get_or_init(|| Iptables::detect_with(&self.search).map(Arc::new))
             .as_ref()
@@ -178,7 +196,8 @@ impl NodeBackend {
     /// Makes a plan's rules hold in the calling thread's namespace.
     ///
     /// Where the other backend, or Istio with its tool, programmed the namespace
-    /// before: rules of the same plan are left as they are. Others are converted:
+    /// before: rules of the same plan are left as they are, Istio's where they do as
+    /// well ([`Rules::takes_istios`]). Others are converted:
     /// ours go in first, then theirs go, so that no connection finds none. (A
     /// TPROXY pod's routing is shared by both and missing for the moment between.)
     ///
@@ -191,8 +210,8 @@ impl NodeBackend {
             BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
         };
         let want = plan.rules(Form::Sluice);
-        let also = plan.rules(Form::Istio(dialect(own.kind())));
-        let apply = || own.apply(&want, Some(&also)).map_err(|error| causes(&error));
+        let also = plan.takes_istios().then(|| plan.rules(Form::Istio(dialect(own.kind()))));
+        let apply = || own.apply(&want, also.as_ref()).map_err(|error| causes(&error));
         let Some(other) = other else {
             let applied = apply()?;
             return Ok(Programmed { kind: own.kind(), applied, note: None });
@@ -208,7 +227,7 @@ impl NodeBackend {
     }
 
     /// How the calling thread's namespace differs from a plan; empty when the rules
-    /// of any form of it hold.
+    /// of a form of it hold that may stay.
     ///
     /// # Errors
     ///
@@ -321,9 +340,10 @@ pub(crate) fn routing_of(plan: &dyn Rules) -> Routing {
     plan.rules(Form::Sluice).routing
 }
 
-/// True when a form of the plan holds in the backend's own dialect.
+/// True when a form of the plan that may stay holds in the backend's own dialect.
 fn holds(backend: &dyn Backend, plan: &dyn Rules) -> Result<bool, BackendError> {
-    for form in [Form::Sluice, Form::Istio(dialect(backend.kind()))] {
+    let istios = plan.takes_istios().then(|| Form::Istio(dialect(backend.kind())));
+    for form in std::iter::once(Form::Sluice).chain(istios) {
         if backend.observe(&plan.rules(form))?.is_empty() {
             return Ok(true);
         }

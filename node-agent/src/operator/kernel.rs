@@ -85,6 +85,13 @@ impl Rules for Planned {
             Self::Ambient(plan) => plan.rules(form),
         }
     }
+
+    fn takes_istios(&self) -> bool {
+        match self {
+            Self::Sidecar(plan) => plan.takes_istios(),
+            Self::Ambient(plan) => plan.takes_istios(),
+        }
+    }
 }
 
 impl Planned {
@@ -136,6 +143,10 @@ pub(super) struct RulesAlone<'a>(pub(super) &'a Planned);
 impl Rules for RulesAlone<'_> {
     fn rules(&self, form: Form) -> Desired {
         Desired { routing: Routing::default(), ..self.0.rules(form) }
+    }
+
+    fn takes_istios(&self) -> bool {
+        self.0.takes_istios()
     }
 }
 
