@@ -77,6 +77,8 @@ enum Due {
     Machine(TimerId),
     Request(RequestId),
     Audit,
+    /// To see whether Istio's own exemption can go.
+    TakeOver,
 }
 
 /// See the module.
@@ -133,6 +135,7 @@ impl Driver {
     pub(super) fn run(mut self, beat: &Beat) {
         self.recall();
         self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
+        self.timers.set(Due::TakeOver, Instant::now() + BEAT);
         let mut row = 0;
         loop {
             beat.beat();
@@ -142,6 +145,7 @@ impl Driver {
                     Due::Machine(timer) => self.feed(Event::Timer(timer)),
                     Due::Request(request) => self.feed(Event::Expired(request)),
                     Due::Audit => self.audit(),
+                    Due::TakeOver => self.take_over(),
                 }
             }
             row += 1;
@@ -379,6 +383,15 @@ impl Driver {
             });
         }
         self.audits.begin(&mut self.steps.jobs, &self.node, checks);
+    }
+
+    /// Istio's own exemption of kubelet's probes goes once no pod needs it.
+    fn take_over(&mut self) {
+        if self.machine.exempts_all() {
+            self.steps.take_over();
+        } else {
+            self.timers.set(Due::TakeOver, Instant::now() + BEAT);
+        }
     }
 
     fn audited(&mut self, checked: Vec<Checked>) {

@@ -13,8 +13,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use sys::hostprobe::{
-    Caller, Config, Event, HostError, HostRules, Keeper, Owner, Sources, Status, Target,
+    Caller, Config, Event, HostError, HostRules, Keeper, Owner, Sources, Status, Target, upstream,
 };
+use sys::iptables::Iptables;
 use sys::netns::{Netns, within};
 
 /// The host's processes as the chart mounts them. Without them the agent runs in the
@@ -24,6 +25,8 @@ const HOST_PROC: &str = "/host/proc";
 /// Pauses between tries to start, doubled.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The same between tries to take over, which nobody waits for.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// The exemption of kubelet's probes.
 #[derive(Debug)]
@@ -95,6 +98,41 @@ impl Probes {
         self.keeper()?.release(owner(ip)).map_err(|error| failed(&error))
     }
 
+    /// Takes Istio's own exemption of any root process off the host, once ours hold; on
+    /// a thread that tries again until that is done. Call it when every captured pod is
+    /// exempted by ours.
+    pub(super) fn take_over(self: &Arc<Self>) {
+        let own = Arc::downgrade(self);
+        let work = move || {
+            let mut pause = FIRST_PAUSE;
+            while let Some(probes) = own.upgrade() {
+                let taken = probes
+                    .keeper()
+                    .and_then(|keeper| keeper.take_over().map_err(|error| failed(&error)));
+                match taken {
+                    Ok(removed) if removed.is_empty() => return,
+                    Ok(removed) => {
+                        tracing::info!(
+                            removed = removed.join("; "),
+                            "Istio's own rules for kubelet's probes were removed from the host"
+                        );
+                        return;
+                    }
+                    Err(failure) => tracing::warn!(
+                        reason = %failure,
+                        "Istio's own rules for kubelet's probes may be on the host and let any root process past ztunnel; tried again"
+                    ),
+                }
+                drop(probes);
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_WAIT);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("take over".to_owned()).spawn(work) {
+            tracing::error!(reason = %error, "no thread to remove Istio's rules from the host");
+        }
+    }
+
     /// How the host's rules are, seen now.
     ///
     /// # Errors
@@ -139,7 +177,9 @@ fn begin(
     let seen = within(&host, || programmer.observe(&rules)).map_err(|error| causes(&error))?;
     let seen = seen.map_err(|error| causes(&error))?;
     let (sender, events) = channel();
-    let config = Config { sources, ..Config::new(host, proc, programmer) };
+    let tools = host_tools(backend, &host)?;
+    let mut config = Config { sources, ..Config::new(host, proc, programmer) };
+    config.tools = config.tools.or(tools);
     let keeper = Keeper::start(config, sender).map_err(|error| causes(&error))?;
     let mut known: BTreeMap<IpAddr, BTreeSet<Target>> = BTreeMap::new();
     for target in seen.elements {
@@ -152,6 +192,22 @@ fn begin(
     // Each has an owner now: from here on the machine says what goes.
     keeper.complete().map_err(|error| causes(&error))?;
     Ok((keeper, events))
+}
+
+/// iptables, where the host may have chains of Istio's or of an earlier agent of ours.
+fn host_tools(backend: &NodeBackend, host: &Netns) -> Result<Option<Arc<Iptables>>, String> {
+    let needed = within(host, upstream::needs_tools).map_err(|error| causes(&error))?;
+    if !needed.map_err(|error| causes(&error))? {
+        return Ok(None);
+    }
+    match backend.tools() {
+        Ok(tools) => Ok(Some(Arc::clone(tools))),
+        // What is there is told by who takes over.
+        Err(why) => {
+            tracing::debug!(reason = why, "no iptables to look at the host's rules with");
+            Ok(None)
+        }
+    }
 }
 
 /// Says what happens to the host's rules, until their keeper ends.

@@ -151,6 +151,11 @@ impl Steps {
         self.thread(step, Key::Address(ip), Kind::Probe, move |_| Outcome::Probe(probes.clear(ip)));
     }
 
+    /// Takes Istio's own exemption off the host; on a thread of its own.
+    pub(super) fn take_over(&self) {
+        self.probes.take_over();
+    }
+
     fn thread(
         &mut self,
         step: StepId,

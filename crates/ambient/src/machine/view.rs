@@ -157,6 +157,19 @@ impl Machine {
         self.listed && self.sessions.values().any(|s| s.phase == Phase::Live)
     }
 
+    /// Every pod that may be captured has its own exemption of kubelet's probes, or
+    /// needs none: another agent's is not needed any more.
+    #[must_use]
+    pub fn exempts_all(&self) -> bool {
+        self.settled
+            && self.pods.iter().all(|(uid, pod)| match pod.goal(self.draining) {
+                Goal::In(_) => self.probes.set(uid),
+                Goal::Leave => pod.rules == Rules::Absent && !pod.hides_rules(),
+                Goal::Wait => false,
+                Goal::Gone => true,
+            })
+    }
+
     /// [`Event::Drain`](crate::event::Event::Drain) came: no pod is enrolled any more.
     #[must_use]
     pub fn draining(&self) -> bool {

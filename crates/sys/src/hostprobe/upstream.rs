@@ -4,7 +4,9 @@
 use super::{HostError, ipset, nft, picture};
 use crate::iptables::{Iptables, Tool};
 use crate::netlink::{Protocol, Socket};
+use crate::nftables::kernel::compat_chains;
 use crate::process::{Command, ProcessError};
+use redirect::host::rules::CHAIN as OURS;
 use redirect::net::Family;
 use std::path::PathBuf;
 
@@ -12,8 +14,44 @@ const TABLE: &str = "istio-ambient-nat";
 const CHAIN: &str = "ISTIO_POSTRT";
 const SETS: [&str; 2] = ["istio-inpod-probes-v4", "istio-inpod-probes-v6"];
 
+/// Files that name the tables of iptables-legacy that are in use.
+const LEGACY: [&str; 2] =
+    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
+
+/// True when the calling thread's namespace may have something that only iptables'
+/// tools can look at and remove: a chain of Istio's, or one of ours from an agent with
+/// the other dialect.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn needs_tools() -> Result<bool, HostError> {
+    if !chains()?.is_empty() {
+        return Ok(true);
+    }
+    // Nobody but the tools sees what is in the legacy ones.
+    Ok(LEGACY.iter().any(|path| {
+        std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+    }))
+}
+
+fn is_istios(chain: &String) -> bool {
+    chain.ends_with(CHAIN)
+}
+
+/// Chains of iptables-nft: Istio's, and ours.
+fn chains() -> Result<Vec<String>, HostError> {
+    let mut socket = Socket::open(Protocol::Netfilter)?;
+    let mut found = Vec::new();
+    for name in [CHAIN, OURS] {
+        let there = compat_chains(&mut socket, name)?;
+        let nat = there.into_iter().filter(|(_, table, chain)| table == "nat" && chain == name);
+        found.extend(nat.map(|(family, table, chain)| format!("{family} {table} {chain}")));
+    }
+    Ok(found)
+}
+
 /// What is there, in lines that name each object; looks with the tools that are
-/// given.
+/// given, and without any at what the kernel tells of itself.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -21,6 +59,9 @@ pub fn find(tools: Option<&Iptables>) -> Result<Vec<String>, HostError> {
     let mut found = Vec::new();
     if picture::has_table(&mut Socket::open(Protocol::Netfilter)?, TABLE)? {
         found.push(format!("table inet {TABLE}"));
+    }
+    if tools.is_none() {
+        found.extend(chains()?.into_iter().filter(is_istios));
     }
     each_tool(tools, |tool| {
         if let Some(jumps) = jumps(tool)? {
@@ -37,12 +78,21 @@ pub fn find(tools: Option<&Iptables>) -> Result<Vec<String>, HostError> {
     Ok(found)
 }
 
-/// Removes it; fine when there is nothing.
+/// Removes it; fine when there is nothing. A family's chain goes with its jumps in one
+/// transaction, and a set after what asks it.
 ///
 /// # Errors
 /// The first thing that cannot be removed; what comes before it is gone.
 pub fn remove(tools: Option<&Iptables>) -> Result<(), HostError> {
     nft::remove(TABLE)?;
+    if tools.is_none() {
+        let left: Vec<String> = chains()?.into_iter().filter(is_istios).collect();
+        if !left.is_empty() {
+            let what =
+                format!("no iptables is here to remove what Istio left: {}", left.join(", "));
+            return Err(HostError::Keeper { what });
+        }
+    }
     each_tool(tools, |tool| {
         let Some(jumps) = jumps(tool)? else { return Ok(()) };
         let delete = format!("-D POSTROUTING -j {CHAIN}\n").repeat(jumps);

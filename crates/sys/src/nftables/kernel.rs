@@ -173,7 +173,7 @@ fn ports_of(socket: &mut Socket, table: &str, set: &str) -> Result<Option<Vec<u1
 
 /// Chains of the tables that `iptables-nft` keeps, by the name they begin with:
 /// (`ip` or `ip6`, table, chain).
-pub(super) fn compat_chains(
+pub(crate) fn compat_chains(
     socket: &mut Socket,
     prefix: &str,
 ) -> Result<Vec<(&'static str, String, String)>, NetlinkError> {
