@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long an agent may take until it serves.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 
 /// The directories an agent needs: manifests in, sockets and records out.
 #[derive(Debug, Clone)]

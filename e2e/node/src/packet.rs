@@ -19,9 +19,9 @@ use std::time::Duration;
 
 /// Attempts under way at once.
 const WORKERS: usize = 32;
-/// Longer than the first retransmission of a SYN, so that a lost packet on a
+/// Longer than two retransmissions of a SYN, so that a lost packet on a
 /// busy machine is not taken for a dropped one.
-const PATIENCE: Duration = Duration::from_millis(2500);
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Times a datagram is sent.
 const DATAGRAMS: u32 = 4;
 

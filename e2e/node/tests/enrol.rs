@@ -43,7 +43,7 @@ struct Flow {
 
 impl Flow {
     fn start(from: &Namespace, to: SocketAddr, period: Duration) -> Self {
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(60);
         let stream = within(from.netns(), || TcpStream::connect_timeout(&to, limit));
         let mut stream = stream.unwrap().unwrap();
         stream.set_read_timeout(Some(limit)).unwrap();
@@ -133,7 +133,7 @@ fn enrol(form: Form, tool: Tool, mode: &str) -> Vec<String> {
 
 /// Waits until each flow came that far or broke.
 fn wait_for(flows: &[Flow], goals: &[u64]) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(90);
     let behind = |(flow, goal): (&Flow, &u64)| !flow.thread.is_finished() && flow.count() < *goal;
     while flows.iter().zip(goals).any(behind) {
         assert!(Instant::now() < end, "connections hang");
@@ -161,12 +161,17 @@ fn our_iptables_rules_for_tproxy_break_nothing() {
     assert_eq!(enrol(Form::Own, Tool::Iptables, "TPROXY"), Vec::<String>::new());
 }
 
+/// A machine that stands still while they are loaded saves the quiet ones too.
+fn breaks(tool: Tool) -> bool {
+    (0..5).any(|_| !enrol(Form::Compat, tool, "REDIRECT").is_empty())
+}
+
 #[test]
 fn istios_nft_rules_break_connections() {
-    assert_ne!(enrol(Form::Compat, Tool::Nft, "REDIRECT"), Vec::<String>::new());
+    assert!(breaks(Tool::Nft));
 }
 
 #[test]
 fn istios_iptables_rules_break_connections() {
-    assert_ne!(enrol(Form::Compat, Tool::Iptables, "REDIRECT"), Vec::<String>::new());
+    assert!(breaks(Tool::Iptables));
 }

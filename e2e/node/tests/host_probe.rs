@@ -21,7 +21,7 @@ use sys::hostprobe::{
 use sys::iptables::{Iptables, Search, Variant};
 use sys::netns::{Netns, within};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const POD: &str = "10.77.0.2";
 const POD6: &str = "fd77:1::2";
 /// What everybody's source becomes on the host, as a CNI's masquerade does it.
@@ -218,8 +218,8 @@ impl Stage {
 }
 
 fn connect(to: &str, port: &str) -> String {
-    let inner = "exec 3<>/dev/tcp/$0/$1 && read -r -t 5 line <&3 && echo \"$line\"";
-    format!("timeout 8 bash -c '{inner}' {to} {port} 2>/dev/null || echo failed")
+    let inner = "exec 3<>/dev/tcp/$0/$1 && read -r -t 12 line <&3 && echo \"$line\"";
+    format!("timeout 15 bash -c '{inner}' {to} {port} 2>/dev/null || echo failed")
 }
 
 /// The process that plays kubelet.

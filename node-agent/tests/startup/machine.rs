@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use sys::netns::{Netns, within};
 
 /// Longest wait for something that must happen.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// The program by one of its names, with nothing in its environment.
 pub(crate) fn program(name: &str) -> Command {

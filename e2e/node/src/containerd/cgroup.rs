@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Our own prefix; the process' id follows.
 const PREFIX: &str = "sluice-e2e-";
 /// How long the kernel may need until a cgroup whose processes died is empty.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A name below the roots of all hierarchies, removed with this value.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 /// What no call takes longer for: kubelet gives up after two minutes.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Of a message: one byte "not compressed", four of its length.
 const PREFIX: usize = 5;
 

@@ -39,9 +39,9 @@ use sys::netns::Netns;
 /// containerd's configuration, with `@SOCKET@` and `@IMAGE@` of the sandboxes to fill in.
 pub const CONFIG: &str = include_str!("config.toml");
 /// How long containerd may take until it answers.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(90);
 /// How long all of it may take to end.
-const END: Duration = Duration::from_secs(20);
+const END: Duration = Duration::from_secs(60);
 
 /// containerd on a node.
 #[derive(Debug)]
@@ -173,7 +173,12 @@ impl Containerd {
     /// # Errors
     /// [`grpc::Status`] when the runtime refuses.
     pub fn run(&self, manifest: &Value) -> Result<Sandbox> {
-        let id = self.start_sandbox(manifest)?;
+        let id = self.start_sandbox(manifest).or_else(|error| {
+            // With IPv6, on a machine that is slower than the agent's patience (README.md,
+            // Limits): kubelet tries again.
+            let again = format!("{error:#}").contains("non-loopback address");
+            if again { self.start_sandbox(manifest) } else { Err(error) }
+        })?;
         self.sandbox(&id).with_context(|| self.log())
     }
 

@@ -115,7 +115,7 @@ impl Namespace {
     /// Waits until each IPv6 address is reachable: the kernel adds its local route
     /// from a work queue, after `ip` has returned.
     fn settle(&self) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         loop {
             let (addresses, routes) = within(&self.netns, || {
                 let read = |name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));

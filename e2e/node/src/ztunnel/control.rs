@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a command may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What it can be told. Each is answered with the [`Status`] after it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -82,9 +82,9 @@ impl Ztunnel {
     /// Waits until it is as it should be.
     ///
     /// # Errors
-    /// When it is not within 30 seconds; the message says how it is instead.
+    /// When it is not within two minutes; the message says how it is instead.
     pub fn wait(&self, what: &str, is: impl Fn(&Status) -> bool) -> Result<Status> {
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(120);
         loop {
             let status = self.status().with_context(|| format!("wait for {what}"))?;
             if is(&status) {

@@ -6,7 +6,7 @@ use e2e_node::ztunnel::Faults;
 use std::time::Instant;
 
 /// How long ztunnel takes for the slow one.
-const SLOW_MS: u64 = 1000;
+const SLOW_MS: u64 = 700;
 
 fn crowd(backend: &'static str, pods: usize) {
     let stage = Stage::with_api(&format!("crowd-{backend}"), backend);

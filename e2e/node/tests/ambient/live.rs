@@ -42,7 +42,7 @@ fn label(backend: &'static str) {
     assert_eq!(stage.metric("ztunnel_connected"), Some(1.0));
     for reason in ["new", "not-accepted", "not-programmed"] {
         let sample = format!("sluice_unverified_pods{{reason=\"{reason}\"}}");
-        assert_eq!(stage.metric(&sample), Some(0.0), "{reason}");
+        stage.eventually(reason, |stage| stage.metric(&sample) == Some(0.0));
     }
 
     stage.label(None);

@@ -40,7 +40,7 @@ fn a_namespace_that_is_made_anew_is_captured_again() {
     ))
     .unwrap();
     let mut pause = anew.program("sh").args(["-c", "echo ready; exec cat >/dev/null"]);
-    pause = pause.timeout(Duration::from_secs(120));
+    pause = pause.timeout(Duration::from_secs(900));
     let mut pause = pause.start().unwrap();
     pause.wait_ready().unwrap();
     // The one before ends.

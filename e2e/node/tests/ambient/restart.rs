@@ -66,7 +66,7 @@ fn ztunnel_is_replaced() {
     let new = stage.ztunnel("new");
     new.wait("both pods", |s| s.workloads.values().filter(|w| w.up).count() == 2).unwrap();
     old.terminate().unwrap();
-    old.wait_end(Duration::from_secs(30)).unwrap();
+    old.wait_end(Duration::from_secs(90)).unwrap();
     let mut seen = 0;
     assert_eq!(stage.answer(&a.pod.sandbox, b.app(true)).peer, a.ip(true));
     assert_eq!(records(&new, &mut seen).len(), 2);

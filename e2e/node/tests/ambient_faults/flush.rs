@@ -46,7 +46,9 @@ fn is_repaired(name: &str, backend: &'static str, rounds: u32, argv: &[&[&str]])
         assert_eq!(records(&ztunnel, &mut seen).len(), 2, "into it, IPv6: {v6}");
     }
     let repaired = stage.metric(REPAIRED).unwrap();
-    assert!(repaired <= f64::from(rounds), "{repaired} repairs of {rounds} rounds");
+    // The agent may be as fast as to see each step of a round.
+    let most = f64::from(rounds) * argv.len() as f64;
+    assert!(repaired <= most, "{repaired} repairs of {rounds} rounds");
     println!("{name}: {repaired} repairs of {rounds} rounds");
 }
 

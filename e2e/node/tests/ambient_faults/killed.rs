@@ -46,7 +46,7 @@ fn is_captured(stage: &Stage, ztunnel: &Ztunnel, pod: &Started, peer: &Started) 
 
 fn started(stage: &Stage, manifest: Value, pod: Pod) -> Started {
     let mut pause = pod.sandbox.program("sh").args(["-c", "echo ready; exec cat >/dev/null"]);
-    pause = pause.timeout(Duration::from_secs(240));
+    pause = pause.timeout(Duration::from_secs(900));
     let mut pause = pause.start().unwrap();
     pause.wait_ready().unwrap();
     stage.publish(&manifest);

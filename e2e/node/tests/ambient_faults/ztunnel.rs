@@ -99,7 +99,7 @@ fn slow_with_everything() {
     let ztunnel = stage.ztunnel("zt");
     let pods = pods(&stage, 5);
     // Within what it has for one answer, and all together far beyond it.
-    let delay_ms = [("*".to_owned(), 900)].into();
+    let delay_ms = [("*".to_owned(), 500)].into();
     ztunnel.fail(Faults { delay_ms, ..Faults::default() }).unwrap();
     stage.label(Some("ambient"));
     all_are_up(&stage, &ztunnel, &pods);

@@ -8,10 +8,10 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// What the plugin waits for the agent, and some for processes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// For a pod that is known. Not a measurement: it only must not wait for the server.
-const AT_ONCE: Duration = Duration::from_secs(3);
+const AT_ONCE: Duration = Duration::from_secs(15);
 
 /// What happened in a round: the unknown pod's words when it was refused.
 fn endure(

@@ -75,7 +75,7 @@ impl Stage {
     }
 
     pub(crate) fn eventually(&self, what: &str, holds: impl Fn() -> bool) {
-        let end = Instant::now() + Duration::from_secs(45);
+        let end = Instant::now() + Duration::from_secs(90);
         while !holds() {
             assert!(Instant::now() < end, "never: {what}; {}", self.log());
             std::thread::sleep(Duration::from_millis(20));

@@ -29,7 +29,7 @@ fn outside_the_mesh_with_the_agent_dead() {
         println!(
             "agent dead, outside the mesh by {what}: ADD of ours p50 {median:?}, slowest {slowest:?}"
         );
-        assert!(median < Duration::from_secs(1), "{median:?}");
+        assert!(median < Duration::from_secs(5), "{median:?}");
         stage.start();
         stage.await_ready();
     }

@@ -100,7 +100,7 @@ impl Subject {
         let took = begun.elapsed();
         self.first.get_or_insert((result.is_ok(), took));
         // The plugin's deadline, and a busy machine.
-        assert!(took < Duration::from_secs(15), "{self:?}: ADD took {took:?}");
+        assert!(took < Duration::from_secs(40), "{self:?}: ADD took {took:?}");
         match result {
             Ok(added) => {
                 self.pod.addresses = added.addresses().unwrap();
@@ -124,7 +124,7 @@ impl Subject {
         let result = stage.runtime().delete(&stage.chain(), &self.pod.attachment);
         let took = begun.elapsed();
         result.unwrap_or_else(|error| panic!("{self:?}: DEL: {error:#}"));
-        assert!(took < Duration::from_secs(10), "{self:?}: DEL took {took:?}");
+        assert!(took < Duration::from_secs(40), "{self:?}: DEL took {took:?}");
         self.started = false;
         took
     }

@@ -45,7 +45,7 @@ fn a_token_is_followed_whatever_the_date_is() {
         manifest["spec"]["nodeName"] = json!(NODE_NAME);
         server.put(manifest.clone()).unwrap();
         let mut pod = cluster.sandbox(&manifest).unwrap();
-        let end = Instant::now() + Duration::from_secs(40);
+        let end = Instant::now() + Duration::from_secs(90);
         while let Err(error) = cluster.attach(&mut pod) {
             assert!(Instant::now() < end, "{name}: {error:#}");
             std::thread::sleep(Duration::from_millis(100));

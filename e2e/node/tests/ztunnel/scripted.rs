@@ -14,7 +14,7 @@ use sys::seqpacket::{Connection, Listener};
 use zds::{Hello, Request, Response, WorkloadInfo};
 
 /// What no step takes.
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(90);
 
 pub(crate) struct Agent {
     pub(crate) path: PathBuf,

@@ -91,7 +91,7 @@ fn a_snapshot_of_many_pods_goes_through_at_once() {
 
 #[test]
 fn a_ztunnel_that_does_not_answer_gets_a_new_connection() {
-    let stage = Stage::set(Duration::from_secs(1));
+    let stage = Stage::set(Duration::from_secs(4));
     let peer = stage.connected(&stage.ztunnel);
     stage.ztunnel.fail(Faults { silent: true, ..Faults::default() }).unwrap();
     let pod = Namespace::create(&stage.scratch, "a").unwrap();
