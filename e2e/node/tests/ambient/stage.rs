@@ -86,6 +86,8 @@ impl Stage {
                 "type": "istio-cni",
                 "cni_agent_run_dir": cluster.directories.run,
                 "ambient_enabled": true,
+                // What a busy machine needs for many pods at once.
+                "agent_timeout_ms": 10_000,
             },
         ]});
         cluster.list = Conflist::parse(&text.to_string()).unwrap();
@@ -170,7 +172,7 @@ impl Stage {
         let mut pod = self.cluster.sandbox(&manifest)?;
         self.cluster.attach(&mut pod)?;
         let mut pause = pod.sandbox.program("sh").args(["-c", "echo ready; exec cat >/dev/null"]);
-        pause = pause.timeout(Duration::from_secs(240));
+        pause = pause.timeout(Duration::from_secs(900));
         let mut pause = pause.start()?;
         pause.wait_ready()?;
         let mut started = Started { pod, manifest, _pause: pause };
@@ -207,7 +209,7 @@ impl Stage {
 
     #[track_caller]
     pub(crate) fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(120);
         while !holds(self) {
             assert!(Instant::now() < end, "never: {what}; {}", self.cluster.agent_log());
             std::thread::sleep(Duration::from_millis(20));
