@@ -34,7 +34,7 @@ pub fn needs_tools() -> Result<bool, HostError> {
     }))
 }
 
-fn is_istios(chain: &String) -> bool {
+fn is_istios(chain: &str) -> bool {
     chain.ends_with(CHAIN)
 }
 
@@ -61,7 +61,7 @@ pub fn find(tools: Option<&Iptables>) -> Result<Vec<String>, HostError> {
         found.push(format!("table inet {TABLE}"));
     }
     if tools.is_none() {
-        found.extend(chains()?.into_iter().filter(is_istios));
+        found.extend(chains()?.into_iter().filter(|chain| is_istios(chain)));
     }
     each_tool(tools, |tool| {
         if let Some(jumps) = jumps(tool)? {
@@ -86,7 +86,7 @@ pub fn find(tools: Option<&Iptables>) -> Result<Vec<String>, HostError> {
 pub fn remove(tools: Option<&Iptables>) -> Result<(), HostError> {
     nft::remove(TABLE)?;
     if tools.is_none() {
-        let left: Vec<String> = chains()?.into_iter().filter(is_istios).collect();
+        let left: Vec<String> = chains()?.into_iter().filter(|chain| is_istios(chain)).collect();
         if !left.is_empty() {
             let what =
                 format!("no iptables is here to remove what Istio left: {}", left.join(", "));
