@@ -6,12 +6,15 @@
 //!   pods are sent without waiting for each other, up to the window.
 //! * A pod that ztunnel refused or was silent about is kept in a snapshot and added
 //!   after it, so that the others' acks come first.
+//! * An Add that ztunnel was silent about is sent again when no other pod has anything
+//!   to say or is about to, and alone: it has ever more time then, as long as nobody
+//!   comes to wait behind it.
 //! * What a process may still run decides what it may be told: never a second pod for
 //!   a namespace, never another name for a pod that runs. In a snapshot such a pod is
 //!   left out, so that `SnapshotSent` stops what runs; later it is deleted first.
 
 use super::Machine;
-use super::pod::{Proxy, Want};
+use super::pod::{Goal, Proxy, Want};
 use super::session::{Phase, Sent, Session, Status};
 use crate::action::{Action, Message};
 use crate::id::{PodUid, SessionId};
@@ -58,12 +61,50 @@ impl Machine {
                     return Some(sent);
                 }
             } else {
-                let uid = session.dequeue()?;
-                if let Some(sent) = self.after_snapshot(id, &uid) {
-                    return Some(sent);
+                let Some(uid) = session.dequeue() else { return self.suspect(id) };
+                match self.after_snapshot(id, &uid) {
+                    Some(sent) if self.is_suspect(id, &sent) => {
+                        self.sessions.get_mut(&id)?.suspects.insert(uid);
+                    }
+                    Some(sent) => return Some(sent),
+                    None => {}
                 }
             }
         }
+    }
+
+    /// ztunnel was silent the last time that it was told this.
+    fn is_suspect(&self, id: SessionId, sent: &Sent) -> bool {
+        let Sent::Add(uid, _) = sent else { return false };
+        let peer = self.sessions.get(&id).and_then(|s| self.peers.get(&s.peer));
+        peer.is_some_and(|peer| peer.silences_about(uid) > 0)
+    }
+
+    /// The next Add of those that were put off, when nobody would wait behind it.
+    fn suspect(&mut self, id: SessionId) -> Option<Sent> {
+        loop {
+            let session = self.sessions.get(&id)?;
+            let uid = session.suspects.first()?.clone();
+            if !session.unanswered.is_empty() || self.others_come(&uid) {
+                return None;
+            }
+            self.sessions.get_mut(&id)?.suspects.remove(&uid);
+            if let Some(sent) = self.after_snapshot(id, &uid) {
+                return Some(sent);
+            }
+        }
+    }
+
+    /// Another pod is on its way to ztunnel. One that has failed before is not counted:
+    /// it may fail for ever.
+    fn others_come(&self, uid: &PodUid) -> bool {
+        self.pods.iter().any(|(other, pod)| {
+            other != uid
+                && pod.step.is_some()
+                && pod.find.failures() == 0
+                && pod.program.failures() == 0
+                && matches!(pod.goal(self.draining), Goal::In(_))
+        })
     }
 
     fn want(&self, uid: &PodUid) -> Want {
@@ -150,6 +191,7 @@ impl Machine {
         };
         session.unanswered.push_back(sent);
         self.desk.push(Action::Send { session: id, message });
+        self.hurry(id);
         self.watch(id);
     }
 }

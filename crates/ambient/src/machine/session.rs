@@ -19,6 +19,8 @@ pub(super) struct Session {
     pub(super) entries: BTreeMap<PodUid, Entry>,
     queue: VecDeque<PodUid>,
     queued: BTreeSet<PodUid>,
+    /// Pods whose Add is put off until nobody would wait behind it.
+    pub(super) suspects: BTreeSet<PodUid>,
 }
 
 /// How far a session is.
@@ -75,12 +77,21 @@ impl Session {
             entries: BTreeMap::new(),
             queue: VecDeque::new(),
             queued: BTreeSet::new(),
+            suspects: BTreeSet::new(),
         }
     }
 
     /// Adds and deletions may be sent.
     pub(super) fn open(&self) -> bool {
         matches!(self.phase, Phase::Ending | Phase::Live)
+    }
+
+    /// The pod of the only message that has no response, if that is an Add.
+    pub(super) fn lone_add(&self) -> Option<&PodUid> {
+        match self.unanswered.front() {
+            Some(Sent::Add(uid, _)) if self.unanswered.len() == 1 => Some(uid),
+            _ => None,
+        }
     }
 
     pub(super) fn enqueue(&mut self, uid: &PodUid) {
@@ -117,6 +128,8 @@ impl Session {
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     running: BTreeMap<PodUid, Vec<Proxy>>,
+    /// Adds in a row that it was silent about, by pod.
+    silent_about: BTreeMap<PodUid, u32>,
     /// Sessions in a row that ended for want of a response.
     pub(super) silences: u32,
     pub(super) last: Option<SessionId>,
@@ -135,11 +148,31 @@ impl Peer {
     /// The other may have been this one.
     pub(super) fn absorb(&mut self, other: Self) {
         self.silences = self.silences.max(other.silences);
+        for (uid, times) in other.silent_about {
+            let known = self.silent_about.entry(uid).or_default();
+            *known = times.max(*known);
+        }
         for (uid, proxies) in other.running {
             for proxy in proxies {
                 self.may_run(&uid, &proxy);
             }
         }
+    }
+
+    /// It did not answer an Add.
+    pub(super) fn was_silent(&mut self, uid: &PodUid) {
+        let times = self.silent_about.entry(uid.clone()).or_default();
+        *times = times.saturating_add(1);
+    }
+
+    /// It answered an Add, or the pod is not to be added any more.
+    pub(super) fn answered(&mut self, uid: &PodUid) {
+        self.silent_about.remove(uid);
+    }
+
+    /// Adds of the pod in a row that it did not answer.
+    pub(super) fn silences_about(&self, uid: &PodUid) -> u32 {
+        self.silent_about.get(uid).copied().unwrap_or_default()
     }
 
     pub(super) fn may_run(&mut self, uid: &PodUid, proxy: &Proxy) {
@@ -157,6 +190,7 @@ impl Peer {
 
     /// ztunnel runs nothing for the pod. Namespaces that it let go come back.
     pub(super) fn stopped(&mut self, uid: &PodUid) -> Vec<NetnsId> {
+        self.answered(uid);
         self.running.remove(uid).into_iter().flatten().map(|p| p.netns).collect()
     }
 
@@ -164,6 +198,7 @@ impl Peer {
     /// back.
     pub(super) fn retain(&mut self, named: impl Fn(&PodUid) -> bool) -> Vec<NetnsId> {
         let mut freed = Vec::new();
+        self.silent_about.retain(|uid, _| named(uid));
         self.running.retain(|uid, proxies| {
             let keep = named(uid);
             if !keep {

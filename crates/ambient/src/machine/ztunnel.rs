@@ -100,9 +100,24 @@ impl Machine {
                 self.desk.cancel(timer);
             }
         } else if session.timer.is_none() {
-            let silences = self.peers.get(&session.peer).map_or(0, |p| p.silences);
-            let delay = doubled(self.config.ack_timeout, silences, self.config.ack_timeout_max);
+            let times = self.peers.get(&session.peer).map_or(0, |peer| {
+                let about = session.lone_add().map_or(0, |uid| peer.silences_about(uid));
+                peer.silences.max(about)
+            });
+            let delay = doubled(self.config.ack_timeout, times, self.config.ack_timeout_max);
             session.timer = Some(self.desk.arm(Alarm::Ack(id), delay, false));
+        }
+    }
+
+    /// Somebody waits behind an Add that had more than its share of time.
+    pub(super) fn hurry(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get(&session.peer) else { return };
+        if let (2, Some(Sent::Add(uid, _))) = (session.unanswered.len(), session.unanswered.front())
+            && peer.silences_about(uid) > peer.silences
+            && let Some(timer) = session.timer.take()
+        {
+            self.desk.cancel(timer);
         }
     }
 
@@ -148,6 +163,9 @@ impl Machine {
         let oldest = session.unanswered.front().cloned();
         if let Some(peer) = self.peers.get_mut(&session.peer) {
             peer.silences = peer.silences.saturating_add(1);
+            if let Some(Sent::Add(uid, _)) = &oldest {
+                peer.was_silent(uid);
+            }
         }
         self.desk.report_node(Report::Silent { session: id });
         if let Some(Sent::Add(uid, _)) = oldest {
@@ -182,7 +200,9 @@ impl Machine {
                 self.dirty.insert(uid);
             }
             (Sent::Add(uid, proxy), None) => {
-                let freed = self.peers.entry(peer).or_default().started(&uid, &proxy);
+                let known = self.peers.entry(peer).or_default();
+                known.answered(&uid);
+                let freed = known.started(&uid, &proxy);
                 session.note(&uid, Status::Taken(proxy));
                 self.freed(freed);
                 if let Some(pod) = self.pods.get_mut(&uid) {
@@ -192,6 +212,7 @@ impl Machine {
                 self.dirty.insert(uid);
             }
             (Sent::Add(uid, proxy), Some(error)) => {
+                self.peers.entry(peer).or_default().answered(&uid);
                 session.note(&uid, Status::Refused(proxy));
                 if let Some(pod) = self.pods.get_mut(&uid) {
                     pod.held = None;

@@ -135,6 +135,49 @@ fn a_slow_ztunnel_gets_more_time_each_time() {
     assert!(node.delays().contains(&TIMEOUT), "it has answered a snapshot: forgiven");
 }
 
+/// One that needs 10 s must get through some time, and keep nobody waiting for that.
+#[test]
+fn a_pod_that_ztunnel_was_silent_about_has_ever_more_time_while_nobody_waits_behind_it() {
+    let mut node = Node::captured(&["b"]);
+    node.tell(starting("a"));
+    node.add(9, "a", "s", 2);
+    node.done("program a");
+    let mut before = 2;
+    for (session, patience) in [(2, 4), (3, 8), (4, 16), (5, 16)] {
+        node.ring(Duration::from_secs(before));
+        before = patience;
+        node.connect(session, 100);
+        node.settle(session);
+        let pause = Duration::from_millis(100 << (session - 2));
+        assert_eq!(node.ring(pause), [format!("to {session}: add a in 2")]);
+        assert!(node.delays().contains(&Duration::from_secs(patience)), "{:?}", node.delays());
+    }
+    node.tell(starting("c"));
+    node.add(10, "c", "s", 3);
+    assert_eq!(node.done("program c"), ["to 5: add c in 3"]);
+    assert!(node.delays().contains(&TIMEOUT), "somebody waits: {:?}", node.delays());
+}
+
+#[test]
+fn a_pod_that_ztunnel_was_silent_about_comes_when_no_other_is_on_its_way() {
+    let mut node = Node::captured(&["b"]);
+    for (request, name) in [(9, "a"), (10, "c"), (11, "d")] {
+        node.tell(starting(name));
+        node.add(request, name, "s", request);
+    }
+    node.done("program a");
+    node.ring(TIMEOUT);
+    node.connect(2, 100);
+    while node.unanswered(2) > 0 {
+        node.ack(2);
+    }
+    assert_eq!(node.ring(Duration::from_millis(100)), [""; 0], "c and d are being programmed");
+    assert_eq!(node.done("program c"), ["to 2: add c in 10"]);
+    assert_eq!(node.ack(2), [""; 0]);
+    node.fails("program d", "no");
+    assert!(node.unanswered(2) == 1, "d may fail for ever");
+}
+
 /// Of 500 pods one gets no ack. A ztunnel that acks the others at once: all of them are
 /// done within one time-out, not after the slow one.
 #[test]
