@@ -4,6 +4,7 @@ use crate::stage::{Ended, Stage, mesh, plain};
 use e2e_node::agent::{NODE_NAME, namespace};
 use e2e_node::api::{Fault, Rule, WatchList};
 use e2e_node::cluster::NAMESPACE;
+use e2e_node::page::Page;
 use serde_json::json;
 use std::time::Duration;
 
@@ -136,6 +137,43 @@ fn labels_of_namespaces_are_followed() {
     stage.server.heal();
     stage.server.fail(Rule::from(Fault::Hang).on("watch"));
     assert!(!stage.add(&pod).1.is_left_alone());
+}
+
+/// The role lets the agent follow pods and no namespaces any more.
+#[test]
+fn a_label_that_the_broken_watch_did_not_tell_is_asked_for() {
+    let stage = Stage::synced("stale", &["--ambient-enabled", "true"]);
+    let pod = stage.publish(plain("a"));
+    stage.await_known(&pod);
+    stage.server.fail(Rule::from(Fault::Status(403)).on("watch").of("namespaces"));
+    stage.server.fail(Rule::from(Fault::Status(403)).on("list").of("namespaces"));
+    stage.server.drop_watches();
+    let behind = || {
+        let page = Page::get(stage.cluster.node.host.netns(), 15014, "/metrics");
+        page.ok().and_then(|page| page.sample("sluice_watch_behind"))
+    };
+    stage.eventually("it is behind", || behind() == Some(1) && stage.log().contains("403"));
+    assert!(stage.add(&pod).1.is_left_alone(), "asked for, and it has no label");
+    let mut labelled = namespace(NAMESPACE);
+    labelled["metadata"]["labels"] = json!({"istio.io/dataplane-mode": "ambient"});
+    stage.server.put(labelled).unwrap();
+    stage.server.forget();
+    assert!(!stage.add(&pod).1.is_left_alone(), "asked for, and it has");
+    assert!(stage.server.count("get", "namespaces") > 0);
+    // Whom labels do not make ambient does not wait for them.
+    let sidecar = stage.publish(mesh("b"));
+    stage.await_known(&sidecar);
+    stage.server.forget();
+    assert!(stage.add(&sidecar).1.is_captured());
+    assert_eq!(stage.server.count("get", "namespaces"), 0);
+
+    // Nobody answers: what was known last counts.
+    let mut removed = namespace(NAMESPACE);
+    removed["metadata"]["labels"] = json!({});
+    stage.server.put(removed).unwrap();
+    stage.eventually("asked for", || stage.add(&pod).1.is_left_alone());
+    stage.server.fail(Rule::from(Fault::Hang).on("get").of("namespaces"));
+    assert!(stage.add(&pod).1.is_left_alone());
 }
 
 #[test]

@@ -7,10 +7,14 @@ use super::store::{Inner, Store};
 use crate::source::{Found, Missing, Wanted};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
+use wire::snapshot::INJECTED;
 
 /// How long a pod that the API server says does not exist is waited for. A static
 /// pod's sandbox comes before its mirror.
 const ABSENT: Duration = Duration::from_secs(1);
+
+/// How long a namespace is asked for that is known from before its watch broke.
+const STALE: Duration = Duration::from_millis(500);
 
 /// What the store says of a pod.
 enum Known {
@@ -71,10 +75,10 @@ impl Kubernetes {
         }
     }
 
-    /// The pod with its namespace, which is asked for only when it decides.
-    fn found(
-        self: &Arc<Self>,
-        inner: MutexGuard<'_, Inner>,
+    /// The pod with its namespace, which is asked for only when it may decide.
+    fn found<'a>(
+        self: &'a Arc<Self>,
+        mut inner: MutexGuard<'a, Inner>,
         seen: &Seen,
         until: Instant,
     ) -> Result<Found, Missing> {
@@ -83,19 +87,40 @@ impl Kubernetes {
             Seen::Unusable { problem, .. } => return Err(Missing::Unusable(problem.clone())),
         };
         let name = pod.facts.namespace.as_str();
-        let mut inner = inner;
-        if self.namespace_labels && inner.namespace(name).is_none() && !pod.facts.host_network {
-            let target = Target::Namespace(name.to_owned());
-            let outcome;
-            (inner, outcome) =
-                self.ask(inner, &target, until, None, |inner| inner.namespace(name).is_some());
-            if let Some(Outcome::Failed(why)) = outcome {
-                // Whether it decides is the caller's to say, who refuses then.
-                tracing::warn!(ns = name, reason = why, "labels of a namespace are not known");
-            }
+        let decides = self.namespace_labels
+            && !pod.facts.host_network
+            && pod.facts.annotation(INJECTED).is_none();
+        if decides && (inner.namespace(name).is_none() || inner.namespaces_behind.is_some()) {
+            inner = self.ask_for_namespace(inner, name, until);
         }
         let namespace = inner.namespace(name).map(|labels| labels.unpack(name));
         Ok(Found { pod: pod.facts.clone(), namespace, doubt: None })
+    }
+
+    /// Asks for a namespace that is not known, or may have other labels by now. Those
+    /// that are known count when nobody answers: with the API server away a pod outside
+    /// the mesh must start.
+    fn ask_for_namespace<'a>(
+        self: &'a Arc<Self>,
+        inner: MutexGuard<'a, Inner>,
+        name: &str,
+        until: Instant,
+    ) -> MutexGuard<'a, Inner> {
+        let target = Target::Namespace(name.to_owned());
+        let is_known = inner.namespace(name).is_some();
+        let (inner, outcome) = if is_known {
+            let since = Some(tokio::time::Instant::now());
+            let until = until.min(Instant::now() + STALE);
+            self.ask(inner, &target, until, since, |inner| inner.namespaces_behind.is_none())
+        } else {
+            self.ask(inner, &target, until, None, |inner| inner.namespace(name).is_some())
+        };
+        if let Some(Outcome::Failed(why)) = outcome {
+            // Whether it decides is the caller's to say, who refuses one that is unknown.
+            let what = if is_known { "may be out of date" } else { "are not known" };
+            tracing::warn!(ns = name, reason = why, "labels of a namespace {what}");
+        }
+        inner
     }
 
     /// Asks the API server, together with everyone else who wants the same, or who

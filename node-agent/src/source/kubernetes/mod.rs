@@ -161,9 +161,12 @@ impl Kubernetes {
         self.store.lock().namespace(name).map(|labels| labels.unpack(name))
     }
 
-    /// Why the pods may not be up to date; `None` while they are.
+    /// Why the pods, or labels of namespaces that decide about them, may not be up to
+    /// date; `None` while they are.
     pub(crate) fn behind(&self) -> Option<String> {
-        self.store.lock().behind.clone()
+        let inner = self.store.lock();
+        let namespaces = inner.namespaces_behind.as_ref().filter(|_| self.namespace_labels);
+        inner.behind.as_ref().or(namespaces).cloned()
     }
 
     /// Numbers of pods and of namespaces.

@@ -140,5 +140,9 @@ impl Sink for Namespaces {
         });
     }
 
-    fn report(&self, _: Option<&ApiError>) {}
+    fn report(&self, behind: Option<&ApiError>) {
+        self.store.lock().namespaces_behind = behind.map(ToString::to_string);
+        // Who asks for one of them need not wait for the answer.
+        self.store.wake();
+    }
 }

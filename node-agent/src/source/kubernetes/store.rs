@@ -31,6 +31,8 @@ pub(super) struct Inner {
     asked: HashSet<PodName>,
     /// Why the watch of pods is not up to date; `None` while it is.
     pub(super) behind: Option<String>,
+    /// The same of namespaces: their labels may be others by now.
+    pub(super) namespaces_behind: Option<String>,
     queues: Vec<Follower>,
 }
 
