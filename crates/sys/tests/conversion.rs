@@ -35,7 +35,7 @@ const AFTER: u64 = 3;
 const BUSY: Duration = Duration::from_millis(20);
 const QUIET: Duration = Duration::from_millis(150);
 const MARK: u32 = 0x539;
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 const POD: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)),
@@ -59,7 +59,9 @@ fn plan() -> AmbientPlan {
 }
 
 fn run(program: &str, args: &[&str], input: &str) {
-    Command::new(program).args(args).stdin(input.as_bytes()).run().unwrap();
+    // The lock of iptables-legacy is the whole machine's, where other tests run.
+    let command = Command::new(program).env("XTABLES_LOCKFILE", "/proc/self/ns/net");
+    command.args(args).stdin(input.as_bytes()).run().unwrap();
 }
 
 /// Says who it is, then echoes; ends with the test's process.
@@ -370,7 +372,9 @@ fn our_iptables_rules_break_no_running_connection() {
 #[test]
 fn istios_rules_break_running_connections() {
     for tool in ["nft", "legacy", "native"] {
-        assert_ne!(enrol(|| load_istios(tool)), Vec::<String>::new(), "{tool}");
+        // A machine that stands still while they are loaded saves the quiet ones too.
+        let breaks = (0..5).any(|_| !enrol(|| load_istios(tool)).is_empty());
+        assert!(breaks, "{tool}");
     }
 }
 

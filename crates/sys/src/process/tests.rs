@@ -58,10 +58,10 @@ fn kills_and_reaps_what_does_not_end() {
     let start = Instant::now();
     let command = Command::new("/bin/sh")
         .args(["-c", "echo $$; echo slow >&2; exec sleep 30"])
-        .timeout(Duration::from_millis(200));
+        .timeout(Duration::from_secs(3));
     let mut child = command.spawn().unwrap();
     let mut pipes = Pipes::of(&mut child, &[]);
-    let ended = pipes.pump(&mut child, Instant::now() + Duration::from_millis(200));
+    let ended = pipes.pump(&mut child, Instant::now() + Duration::from_secs(3));
     assert!(matches!(ended, Ok(Ended::Late)));
     let pid = String::from_utf8(pipes.stdout_bytes).unwrap();
     assert!(exists(&pid));
@@ -69,8 +69,8 @@ fn kills_and_reaps_what_does_not_end() {
     child.wait().unwrap();
 
     let err = command.run().unwrap_err();
-    assert!(err.to_string().ends_with("killed after 200 ms without an end: slow"), "{err}");
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(err.to_string().ends_with("killed after 3000 ms without an end: slow"), "{err}");
+    assert!(start.elapsed() < Duration::from_secs(25));
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn leaves_no_process_behind() {
     fs::create_dir_all(&dir).unwrap();
     let file = dir.join("pid");
     let script = format!("echo $$ > {}; exec sleep 30", file.display());
-    sh(&script).timeout(Duration::from_millis(300)).run().unwrap_err();
+    sh(&script).timeout(Duration::from_secs(3)).run().unwrap_err();
     let pid = fs::read_to_string(&file).unwrap();
     fs::remove_dir_all(&dir).unwrap();
     assert!(!exists(&pid), "{pid} is still there");
@@ -88,9 +88,9 @@ fn leaves_no_process_behind() {
 #[test]
 fn does_not_wait_for_what_the_program_leaves_behind() {
     let start = Instant::now();
-    let output = sh("sleep 3 & echo done").run().unwrap();
+    let output = sh("sleep 20 & echo done").run().unwrap();
     assert_eq!(output.stdout, b"done\n");
-    assert!(start.elapsed() < Duration::from_millis(2500));
+    assert!(start.elapsed() < Duration::from_secs(15));
 }
 
 #[test]

@@ -272,7 +272,9 @@ fn sees_rules_of_iptables() {
         assert_eq!(found, ["ip nat ISTIO_OUTPUT", "ip6 raw ISTIO_INBOUND"]);
     });
     fresh(|| {
-        let legacy = Command::new("/usr/sbin/iptables-legacy").args(["-t", "mangle", "-S"]);
+        // Its lock is the whole machine's, where other tests run.
+        let legacy = Command::new("/usr/sbin/iptables-legacy");
+        let legacy = legacy.args(["-w", "60", "-t", "mangle", "-S"]);
         legacy.run().unwrap();
         let found = iptables_residue().unwrap();
         assert_eq!(found.legacy_tables, ["ip mangle"]);
