@@ -82,13 +82,13 @@ impl Cgroup {
         for entry in std::fs::read_dir(mount).unwrap().flatten() {
             // Left by a run that was killed.
             let name = entry.file_name().into_string().unwrap_or_default();
-            let pid = name.strip_prefix("sluice-faults-").and_then(|rest| rest.split('-').next());
+            let pid = name.strip_prefix("sluice-e2e-").and_then(|rest| rest.split('-').next());
             if pid.and_then(|pid| pid.parse().ok()).is_some_and(|pid: u32| !is_alive(pid)) {
                 std::fs::remove_dir(entry.path()).ok();
             }
         }
         let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let dir = mount.join(format!("sluice-faults-{}-{next}", std::process::id()));
+        let dir = mount.join(format!("sluice-e2e-{}-{next}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         Self(dir)
     }
