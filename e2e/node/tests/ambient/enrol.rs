@@ -61,7 +61,7 @@ fn pods_talk_through_ztunnel_by_iptables() {
 #[track_caller]
 fn is_refused(stage: &Stage, manifest: &Value, code: u32) {
     for _ in 0..8 {
-        let error = stage.start(manifest.clone()).err().expect("it is not captured");
+        let error = stage.start(manifest.clone()).err().unwrap();
         let refused = cni_error(&error).unwrap_or_else(|| panic!("{error:#}"));
         if refused.code == code {
             return;
