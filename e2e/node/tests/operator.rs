@@ -310,14 +310,16 @@ fn pods_and_status_tell_what_is_so() {
     assert!(lines.len() == 4 && lines[0].starts_with("POD "), "{table}");
     assert!(lines[1].starts_with("shop/a ") && !table.contains('\u{1b}'), "{table}");
 
-    stage.eventually("it is ready", |stage| json_of(stage, &["status"]).1);
+    stage.eventually("it is ready, and all is put right", |stage| {
+        let (status, ready) = json_of(stage, &["status"]);
+        ready && status["unverified"] == json!({})
+    });
     let (status, _) = json_of(&stage, &["status"]);
     assert_eq!(status["backend"]["name"], "nftables");
     assert!(status["backend"]["proof"].as_str().unwrap().contains("captured"), "{status:#}");
     assert_eq!(status["ambient"]["pods"], 2, "{status:#}");
     assert_eq!(status["ambient"]["ztunnels"][0]["taken"], 2, "{status:#}");
     assert_eq!(status["source"]["name"], "manifests");
-    assert_eq!(status["unverified"], json!({}), "{status:#}");
     let shown = sluice(&stage, &["status"]).success().unwrap();
     for part in ["ready", "backend", "nf_tables over netlink", "source", "ztunnel", "kubelet"] {
         assert!(shown.contains(part), "{part}: {shown}");
