@@ -4,6 +4,7 @@
 
 mod agent;
 mod ambient;
+mod attention;
 mod backend;
 mod cleanup;
 mod config;

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use e2e_node::agent::{plain_pod, sidecar_pod};
+use e2e_node::agent::{Agent, plain_pod, sidecar_pod};
 use e2e_node::cluster::{Cluster, NAMESPACE, Network, Pod, attempt};
 use e2e_node::lab::node::{OUTSIDE_V4, OUTSIDE_V6, RESOLVER_V4, RESOLVER_V6};
 use e2e_node::packet::{Fate, Transport};
@@ -130,7 +130,7 @@ const DNS: (&str, &str) = ("ISTIO_META_DNS_CAPTURE", "true");
 /// A dual stack pod with DNS capture: everything is captured that should be, and
 /// CHECK notices when it no longer is.
 fn dual_stack(backend: &str, mode: &str) {
-    let cluster = Cluster::create("chain", backend, &Network::default()).unwrap();
+    let cluster = by_the_period("chain", backend);
     let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
     let manifest = sidecar_pod(NAMESPACE, "dual", &annotations(mode), &[DUAL, DNS]);
     let pod = cluster.run_pod(&manifest).unwrap();
@@ -178,6 +178,15 @@ fn again(cluster: &Cluster, pod: &Pod) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A cluster in which what is taken away stays away for a while.
+fn by_the_period(name: &str, backend: &str) -> Cluster {
+    let mut cluster = Cluster::without_agent(name, &Network::default()).unwrap();
+    let args = ["--backend", backend, "--audit-on-change=false"];
+    let Cluster { programs, node, directories, .. } = &cluster;
+    cluster.agent = Some(Agent::launch(programs, &node.host, directories, &args).unwrap());
+    cluster
+}
+
 /// What a careless person or another program might do.
 fn sabotage(pod: &Pod, backend: &str) {
     match backend {
@@ -197,7 +206,7 @@ fn sabotage(pod: &Pod, backend: &str) {
 #[test]
 fn check_notices_what_is_missing() {
     for backend in BACKENDS {
-        let cluster = Cluster::create("check", backend, &Network::default()).unwrap();
+        let cluster = by_the_period("check", backend);
         let manifest = sidecar_pod(NAMESPACE, "checked", &annotations("TPROXY"), &[DUAL, DNS]);
         let pod = cluster.run_pod(&manifest).unwrap();
         let check = || cluster.runtime().check(&cluster.list, &pod.attachment);

@@ -128,6 +128,7 @@ impl Agent {
         }
         if let Some(id) = sandbox {
             self.audit.forget(id);
+            self.was_captured(id);
         }
         log(pod, netns, &done.programmed, &report, sandbox.is_none());
         Ok(answer(Decision::Sidecar, report.to_string()))

@@ -2,26 +2,31 @@
 //! by their records, and put right. (Ambient pods have an audit of their own, which
 //! knows what ztunnel has of them.)
 //!
-//! A namespace whose rules nobody wrote to since the last look costs one question for
-//! the generation of its rules and one for its routes. None is held open between looks:
-//! that would keep a sandbox alive that is gone.
+//! [`rounds`] says when: as soon as the kernel notifies of a change, and in each period
+//! whether it does or not. Legacy iptables does not: what is changed there is found by
+//! the period. A namespace whose rules nobody wrote to since the last look costs one
+//! question for the generation of its rules and one for its routes. None is held open
+//! between looks: that would keep a sandbox alive that is gone.
+
+mod rounds;
+
+pub(super) use rounds::Word;
 
 use super::Agent;
-use crate::ambient::Figures;
+use crate::ambient::{Figures, Why};
 use crate::backend::routing_of;
 use crate::failure::causes;
-use crate::health::Beat;
 use crate::record::{Record, SandboxId};
-use crate::repair::place::{self, Survey};
+use crate::repair::place;
 use ::ambient::action::{Cause, Standing};
 use ::ambient::id::PodUid;
 use redirect::desired::Routing;
 use redirect::sidecar::plan;
-use std::collections::HashMap;
-use std::io;
+use rounds::{SharedSurvey, Tools};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::netns::{Netns, NetnsId, within_pod};
+use sys::watch::Watch;
 use sys::{nftables, routing};
 use wire::request::{Extension, PodRequest};
 
@@ -32,18 +37,17 @@ const THOROUGH: u32 = 10;
 /// Time for a repair.
 const LIMIT: Duration = Duration::from_secs(4);
 
-/// How often the thread says that it lives.
-const TICK: Duration = Duration::from_secs(1);
-
 /// How a namespace was when all was well.
 #[derive(Debug, Clone)]
-struct Seen {
+pub(super) struct Seen {
     netns: NetnsId,
     /// Hash of the rules, as recorded.
     rules: String,
     generation: u32,
     routing: Arc<Routing>,
     looks: u32,
+    /// What is changed in it is heard of.
+    watched: bool,
 }
 
 /// What one look found.
@@ -55,83 +59,90 @@ enum Found {
     Drift(String),
 }
 
+/// What became of one look.
+#[derive(Debug)]
+pub(super) enum Looked {
+    /// There is no record of a sidecar pod.
+    NotOurs,
+    /// Its namespace is gone, or hidden.
+    NotThere,
+    /// It was looked at, and put right where it was not.
+    At {
+        /// Whose figures it counts for.
+        key: PodUid,
+        /// Where it is.
+        netns: NetnsId,
+        /// How it is when all is well.
+        seen: Option<Seen>,
+    },
+}
+
 impl Agent {
-    /// Looks at all captured sidecar pods from now on, on a thread of its own that ends
-    /// with the agent.
-    ///
-    /// # Errors
-    /// When no thread can be had.
-    pub(crate) fn keep_captured(
-        self: &Arc<Self>,
-        figures: Arc<Figures>,
-        period: Duration,
-        beat: Arc<Beat>,
-    ) -> io::Result<()> {
-        let agent = Arc::downgrade(self);
-        std::thread::Builder::new().name("drift".to_owned()).spawn(move || {
-            let mut seen = HashMap::new();
-            let mut due = Instant::now() + period;
-            loop {
-                std::thread::sleep(TICK.min(period));
-                beat.beat();
-                if Instant::now() < due {
-                    continue;
-                }
-                let Some(agent) = agent.upgrade() else { return };
-                seen = agent.look_for_drift(&seen, &figures);
-                due = Instant::now() + period;
-            }
-        })?;
-        Ok(())
-    }
-
-    fn look_for_drift(
+    /// Looks at a pod, and puts it right.
+    fn look_at(
         &self,
-        before: &HashMap<SandboxId, Seen>,
-        figures: &Figures,
-    ) -> HashMap<SandboxId, Seen> {
-        let begun = Instant::now();
-        let mut survey: Option<Option<Survey>> = None;
-        let mut seen = HashMap::new();
-        let mut pods = 0;
-        for id in self.records.ids() {
-            // One that cannot be read is told of by CHECK.
-            let Ok(Some(record)) = self.records.read(&id) else { continue };
-            if record.ambient.is_some() {
-                continue;
-            }
-            // Not there: its sandbox is gone, or hidden, which the plugin's DEL tells.
-            let Some(netns) = self.namespace_of(&record, &mut survey) else { continue };
-            pods += 1;
-            let last = before.get(&id);
-            let last = last.filter(|seen| seen.netns == netns.id() && seen.rules == record.rules);
-            let found = self.compare(&record, &netns, last);
-            if let Some(now) = self.settle(&id, &record, &netns, last, found, figures) {
-                seen.insert(id, now);
-            }
+        id: &SandboxId,
+        last: Option<Seen>,
+        since: Option<Instant>,
+        survey: &SharedSurvey,
+        Tools { figures, watch }: &Tools,
+    ) -> Looked {
+        // One that cannot be read is told of by CHECK.
+        let record = self.records.read(id).ok().flatten();
+        let Some(record) = record.filter(|record| record.ambient.is_none()) else {
+            return Looked::NotOurs;
+        };
+        figures.looked(if since.is_some() { Why::Heard } else { Why::Period });
+        // Not there: its sandbox is gone, or hidden, which the plugin's DEL tells.
+        let Some(netns) = self.namespace_of(&record, last.as_ref(), survey) else {
+            return Looked::NotThere;
+        };
+        let last = last.filter(|seen| seen.netns == netns.id() && seen.rules == record.rules);
+        // First: what is changed while it is looked at is heard of.
+        let watched = match (&last, watch) {
+            (Some(last), _) => last.watched,
+            (None, Some(watch)) => is_heard(watch, &netns),
+            (None, None) => false,
+        };
+        let found = self.compare(&record, &netns, last.as_ref(), since.is_some());
+        // Numbers of namespaces are used again: nothing is written by the number alone.
+        if matches!(found, Ok(Found::Drift(_)))
+            && last.is_some()
+            && self.namespace_of(&record, None, survey).is_none()
+        {
+            return Looked::NotThere;
         }
-        tracing::debug!(pods, ms = begun.elapsed().as_millis(), "sidecar pods are compared");
-        seen
+        let key = PodUid::new(record.pod.uid.as_deref().unwrap_or(id.as_str()));
+        let pod = Pod { id, record: &record, netns: &netns, key: &key, watched };
+        let seen = self.settle(&pod, last.as_ref(), found, since, figures);
+        Looked::At { key, netns: netns.id(), seen }
     }
 
-    /// By its path where that can be seen, else among the host's processes; always with
-    /// an address of the pod in it.
+    /// By its path where that can be seen, else among the host's processes; with an
+    /// address of the pod in it, unless all was well there before.
     fn namespace_of(
         &self,
         record: &Record,
-        survey: &mut Option<Option<Survey>>,
+        last: Option<&Seen>,
+        survey: &SharedSurvey,
     ) -> Option<Arc<Netns>> {
         let id = NetnsId { dev: record.netns.dev, ino: record.netns.ino };
+        if self.hosts.contains(id) {
+            return None;
+        }
+        let is_known = last.is_some_and(|seen| seen.netns == id);
+        if is_known && let Some(netns) = place::named(&record.path, id) {
+            return Some(Arc::new(netns));
+        }
         if let Some(netns) = place::by_path(&record.path, id, &record.addresses) {
-            return Some(netns).filter(|netns| !self.hosts.contains(netns.id()));
+            return Some(netns);
         }
         let hosts = self.hosts.all();
-        let taken = survey.get_or_insert_with(|| Survey::take(&place::root(), hosts).ok());
         let uids: Vec<String> = record.pod.uid.iter().cloned().collect();
         let (addresses, recorded) = (&record.addresses, &[id]);
         let wanted = place::Wanted { uids: &uids, addresses, recorded, hosts };
-        let found = taken.as_ref()?.find(&wanted).ok()?.netns;
-        (found.id() == id && !self.hosts.contains(id)).then_some(found)
+        let found = survey.find(&wanted)?;
+        (found.id() == id).then_some(found)
     }
 
     fn compare(
@@ -139,6 +150,7 @@ impl Agent {
         record: &Record,
         netns: &Netns,
         last: Option<&Seen>,
+        is_called: bool,
     ) -> Result<Found, String> {
         within_pod(netns, self.hosts.own(), || {
             // A kernel without nf_tables has none, and is compared each time.
@@ -146,6 +158,10 @@ impl Agent {
             let known = last
                 .filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
             if let Some(seen) = known {
+                // A change of its routes would have been heard of.
+                if seen.watched && !is_called {
+                    return Ok(Found::Fine(Some((seen.generation, Arc::clone(&seen.routing)))));
+                }
                 let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
                 if missing.is_empty() {
                     return Ok(Found::Fine(Some((seen.generation, Arc::clone(&seen.routing)))));
@@ -167,30 +183,35 @@ impl Agent {
     /// Notes what was found, and puts right what is not as it must be.
     fn settle(
         &self,
-        id: &SandboxId,
-        record: &Record,
-        netns: &Netns,
+        pod: &Pod<'_>,
         last: Option<&Seen>,
         found: Result<Found, String>,
+        since: Option<Instant>,
         figures: &Figures,
     ) -> Option<Seen> {
-        let key = PodUid::new(record.pod.uid.as_deref().unwrap_or(id.as_str()));
-        let stands = |standing| figures.stands(&key, standing);
+        let Pod { id, record, netns, key, watched } = *pod;
+        let stands = |standing| figures.stands(key, standing);
         let (ns, pod, uid) = (&record.pod.namespace, &record.pod.name, &record.pod.uid);
+        let sandbox = id.as_str();
         match found {
             Ok(Found::Fine(well)) => {
                 stands(Standing::Outside);
                 let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
+                let (netns, rules) = (netns.id(), record.rules.clone());
                 well.map(|(generation, routing)| Seen {
-                    netns: netns.id(),
-                    rules: record.rules.clone(),
+                    netns,
+                    rules,
                     generation,
                     routing,
                     looks,
+                    watched,
                 })
             }
             Ok(Found::Drift(drift)) => {
                 stands(Standing::Exposed(Cause::Drifted));
+                if let Some(since) = since {
+                    figures.exposed_since(key, since);
+                }
                 match self.put_right(id, record, netns) {
                     Ok(proof) => {
                         stands(Standing::Outside);
@@ -199,7 +220,7 @@ impl Agent {
                             ns,
                             pod,
                             uid,
-                            sandbox = id.as_str(),
+                            sandbox,
                             drift,
                             proof,
                             "rules of a sidecar pod had been changed and were put right"
@@ -209,7 +230,7 @@ impl Agent {
                         ns,
                         pod,
                         uid,
-                        sandbox = id.as_str(),
+                        sandbox,
                         drift,
                         reason,
                         "rules of a sidecar pod were changed and cannot be put right; tried again"
@@ -219,14 +240,7 @@ impl Agent {
             }
             Err(reason) => {
                 stands(Standing::Unverified(Cause::Unreadable));
-                tracing::warn!(
-                    ns,
-                    pod,
-                    uid,
-                    sandbox = id.as_str(),
-                    reason,
-                    "a sidecar pod cannot be looked at"
-                );
+                tracing::warn!(ns, pod, uid, sandbox, reason, "a sidecar pod cannot be looked at");
                 None
             }
         }
@@ -251,4 +265,24 @@ impl Agent {
             .map(|answer| answer.reason)
             .map_err(|failure| failure.to_string())
     }
+}
+
+/// What is changed in it is heard of from now on.
+fn is_heard(watch: &Watch, netns: &Netns) -> bool {
+    let watched = watch.add(netns);
+    watched
+        .inspect_err(|error| {
+            tracing::warn!(netns = %netns.id(), reason = %causes(error), "changes of a pod's namespace will not be heard of, it is looked at by the period");
+        })
+        .is_ok()
+}
+
+/// A pod where it is looked at.
+#[derive(Clone, Copy)]
+struct Pod<'a> {
+    id: &'a SandboxId,
+    record: &'a Record,
+    netns: &'a Netns,
+    key: &'a PodUid,
+    watched: bool,
 }

@@ -33,6 +33,7 @@ use redirect::enroll::Config;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use sys::backend::BackendError;
@@ -69,6 +70,8 @@ pub(crate) struct Agent {
     audit: Audit,
     /// Ambient capture, where that mode is on.
     ambient: OnceLock<Arc<Ambient>>,
+    /// Looks at captured sidecar pods.
+    rounds: OnceLock<Sender<drift::Word>>,
 }
 
 impl Service for Agent {
@@ -131,8 +134,20 @@ impl Agent {
     ) -> Self {
         let (keeper, audit) = (Keeper::new(run_dir), Audit::new(run_dir));
         let (busy, ambient) = (Busy::default(), OnceLock::new());
-        let restores = Gate::default();
-        Self { source, config, backend, records, busy, restores, hosts, keeper, audit, ambient }
+        let (restores, rounds) = (Gate::default(), OnceLock::new());
+        Self {
+            source,
+            config,
+            backend,
+            records,
+            busy,
+            restores,
+            hosts,
+            keeper,
+            audit,
+            ambient,
+            rounds,
+        }
     }
 
     /// From now on ambient pods are captured by it.

@@ -8,6 +8,7 @@ use super::hosts::Hosts;
 use crate::ambient::{Ambient, Figures, Node, Options, Samples};
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
+use crate::failure::causes;
 use crate::health::Health;
 use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
@@ -26,6 +27,7 @@ use selftest::SelfTest;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use sys::watch::Watch;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Threads that only wait for sockets; the work is done on blocking threads.
@@ -144,6 +146,7 @@ async fn serve(
     let known = Known::of_agent(&records, &config, ambient.as_ref(), &hosts, &backend);
     let shown = (source.clone(), Arc::clone(&backend));
     let (looked_at, followed) = (source.clone(), source.clone());
+    let watch = args.audits_on_change().then(listen).flatten();
     let node = ambient.map(|options| Node {
         source: source.clone(),
         policy: config.clone(),
@@ -152,12 +155,13 @@ async fn serve(
         records: Arc::clone(&records),
         hosts: Arc::clone(&hosts),
         proc: place::root(),
+        watch: watch.clone(),
     });
     let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
     let agent = Arc::new(agent);
     let figures = Arc::new(Figures::default());
     let audited = health.beats("drift", HOUSE_SILENCE);
-    agent.keep_captured(Arc::clone(&figures), args.audit(), audited)?;
+    agent.keep_captured(Arc::clone(&figures), watch, args.audit(), audited)?;
     let ambient = node
         .map(|node| Ambient::start(node, Arc::clone(&figures), health.beats("ambient", SILENCE)));
     let ambient = ambient.transpose()?;
@@ -205,6 +209,20 @@ async fn serve(
         let _ = socket.await;
     }
     served
+}
+
+/// Hears of changes in pods' namespaces; `None` where that cannot be had.
+fn listen() -> Option<Arc<Watch>> {
+    match Watch::start() {
+        Ok(watch) => Some(Arc::new(watch)),
+        Err(error) => {
+            tracing::warn!(
+                reason = %causes(&error),
+                "changes in pods' namespaces are not heard of: captured pods are looked at by the period alone"
+            );
+            None
+        }
+    }
 }
 
 /// Answers the operator, from now on.

@@ -1,11 +1,15 @@
-//! The kernel is the truth: what is captured is looked at again and again. A namespace
-//! whose rules nobody wrote to since the last look costs one question for the
-//! generation of its rules and one for its routes.
+//! The kernel is the truth: what is captured is looked at as soon as the kernel notifies
+//! of a change, and in each period whether it does or not. A namespace whose rules
+//! nobody wrote to since the last look costs one question for the generation of its
+//! rules, and one for its routes where changes of those are not heard of. Legacy
+//! iptables notifies nobody: what is changed there is found by the period.
 
 use super::driver::Input;
+use super::figures::Why;
 use super::jobs::{Held, Job, Jobs, Key, Kind, Work};
 use super::node::{Node, id};
 use super::subject;
+use crate::attention::Attention;
 use crate::backend::routing_of;
 use crate::failure::causes;
 use crate::repair::place::{self, Survey};
@@ -19,6 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 use sys::netns::within_pod;
+use sys::watch::Notice;
 use sys::{nftables, routing};
 
 /// Every so many looks all is compared, whatever the generation says: legacy iptables
@@ -32,6 +37,8 @@ pub(super) struct Check {
     pub(super) held: Held,
     pub(super) told: Told,
     pub(super) addresses: Vec<IpAddr>,
+    /// When a change was heard of.
+    pub(super) since: Option<Instant>,
 }
 
 /// What was seen of one.
@@ -42,6 +49,8 @@ pub(super) struct Checked {
     pub(super) verdict: Verdict,
     /// A namespace that it is in instead.
     pub(super) brought: Option<(NetnsId, Held)>,
+    /// When a change was heard of.
+    pub(super) since: Option<Instant>,
 }
 
 /// How a namespace was when all was well.
@@ -52,6 +61,10 @@ struct Seen {
     generation: u32,
     routing: Arc<Routing>,
     looks: u32,
+    /// The runtime's name of it led there.
+    named: bool,
+    /// What is changed in it is heard of.
+    watched: bool,
 }
 
 /// What is remembered from look to look.
@@ -59,13 +72,14 @@ struct Seen {
 pub(super) struct Audits {
     results: Sender<Input>,
     seen: Arc<std::sync::Mutex<HashMap<PodUid, Seen>>>,
+    attention: Attention<NetnsId>,
     running: bool,
 }
 
 impl Audits {
     /// Results go there.
     pub(super) fn new(results: Sender<Input>) -> Self {
-        Self { results, seen: Arc::default(), running: false }
+        Self { results, seen: Arc::default(), attention: Attention::default(), running: false }
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<PodUid, Seen>> {
@@ -77,9 +91,60 @@ impl Audits {
         self.seen().remove(uid);
     }
 
-    /// Looks at these pods, unless a look is still under way.
-    pub(super) fn begin(&mut self, jobs: &mut Jobs, node: &Arc<Node>, checks: Vec<Check>) {
-        if self.running || checks.is_empty() {
+    /// Nobody is in a namespace any more.
+    pub(super) fn released(&mut self, netns: NetnsId) {
+        self.attention.forget(&netns);
+    }
+
+    /// A namespace was written to by us.
+    pub(super) fn written(&mut self, netns: NetnsId) {
+        self.attention.call(netns, Instant::now());
+    }
+
+    /// Something was heard of namespaces; these are held.
+    pub(super) fn heard(&mut self, notice: Notice, held: &HashMap<NetnsId, Held>) {
+        let now = Instant::now();
+        match notice {
+            Notice::Changed(netns) => {
+                if held.contains_key(&id(netns)) {
+                    self.attention.call(id(netns), now);
+                }
+            }
+            Notice::Lost => held.keys().for_each(|netns| self.attention.suspect(*netns, now)),
+            // None that is held dies.
+            Notice::Dead(_) => {}
+        }
+    }
+
+    /// When something is to be looked at of which something was heard.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.attention.due().filter(|_| !self.running)
+    }
+
+    /// What that is, and when it was heard of first.
+    pub(super) fn take(&mut self) -> HashMap<NetnsId, Instant> {
+        self.attention.take(Instant::now()).into_iter().collect()
+    }
+
+    /// A namespace is looked at in any case; when something was heard of it first.
+    pub(super) fn take_one(&mut self, netns: NetnsId) -> Option<Instant> {
+        self.attention.begin(&netns, Instant::now())
+    }
+
+    /// A look is under way.
+    pub(super) fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Looks at these pods. Only when no look is under way.
+    pub(super) fn begin(
+        &mut self,
+        jobs: &mut Jobs,
+        node: &Arc<Node>,
+        checks: Vec<Check>,
+        why: Why,
+    ) {
+        if checks.is_empty() {
             return;
         }
         self.running = true;
@@ -89,11 +154,11 @@ impl Audits {
             let begun = Instant::now();
             let known = seen.lock().map(|seen| seen.clone()).unwrap_or_default();
             let pods = checks.len();
-            let (checked, now) = look(&node, checks, &known);
+            let (checked, now) = look(&node, checks, &known, why);
             if let Ok(mut seen) = seen.lock() {
                 seen.extend(now);
             }
-            tracing::debug!(pods, ms = begun.elapsed().as_millis(), "audited");
+            tracing::debug!(pods, ?why, ms = begun.elapsed().as_millis(), "audited");
             // Nobody listens at the end of the process.
             drop(results.send(Input::Audited(checked)));
             Vec::new()
@@ -112,45 +177,97 @@ fn look(
     node: &Node,
     checks: Vec<Check>,
     known: &HashMap<PodUid, Seen>,
+    why: Why,
 ) -> (Vec<Checked>, HashMap<PodUid, Seen>) {
-    // Which namespaces have processes; unknown when they cannot be listed.
-    let occupied: Option<HashSet<sys::netns::NetnsId>> = place::occupied(&node.proc)
-        .inspect_err(|error| {
-            tracing::error!(reason = %causes(error), "cannot list processes for the audit");
-        })
-        .ok();
-    let mut survey: Option<Option<Survey>> = None;
     let (mut checked, mut now) = (Vec::new(), HashMap::new());
+    let mut places = Places::look(node, why);
     for check in checks {
         let netns = id(check.held.netns.id());
-        let is_empty = occupied.as_ref().is_some_and(|all| !all.contains(&check.held.netns.id()));
-        if is_empty {
-            let survey = survey
-                .get_or_insert_with(|| Survey::take(&node.proc, node.hosts.all()).ok())
-                .as_ref();
-            if let Some((place, held)) = survey.and_then(|survey| elsewhere(node, survey, &check)) {
-                let brought = Some((place.netns, held));
-                let verdict = Verdict::Elsewhere(place);
-                checked.push(Checked { uid: check.uid, netns, verdict, brought });
-                continue;
-            }
+        let (since, last) = (check.since, known.get(&check.uid).filter(|s| s.netns == netns));
+        if let Some((verdict, brought)) = places.leave(&check, last) {
+            checked.push(Checked { uid: check.uid, netns, verdict, brought, since });
+            continue;
         }
         let options = subject::hash(&check.told, &node.options);
-        let last = known.get(&check.uid);
-        let last = last.filter(|seen| seen.netns == netns && seen.options == options);
+        let last = last.filter(|seen| seen.options == options);
+        // First: what is changed while it is looked at is heard of.
+        let watched = last.map_or_else(|| watch(node, &check.held), |seen| seen.watched);
         let verdict = match inside(node, &check, last) {
             Ok((verdict, Some((generation, routing)))) if verdict == Verdict::Fine => {
                 let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
-                let seen = Seen { netns, options, generation, routing, looks };
+                let named = last.map_or_else(|| is_named(&check.held), |seen| seen.named);
+                let seen = Seen { netns, options, generation, routing, looks, named, watched };
                 now.insert(check.uid.clone(), seen);
                 verdict
             }
             Ok((verdict, _)) => verdict,
             Err(why) => Verdict::Unreadable(Failure::Transient(why)),
         };
-        checked.push(Checked { uid: check.uid, netns, verdict, brought: None });
+        checked.push(Checked { uid: check.uid, netns, verdict, brought: None, since });
     }
     (checked, now)
+}
+
+/// What is changed in it is heard of from now on.
+fn watch(node: &Node, held: &Held) -> bool {
+    let Some(watch) = &node.watch else { return false };
+    let watched = watch.add(&held.netns);
+    watched
+        .inspect_err(|error| {
+            tracing::warn!(netns = %held.netns.id(), reason = %causes(error), "changes of a pod's namespace will not be heard of, it is looked at by the period");
+        })
+        .is_ok()
+}
+
+/// The runtime's name of it, where it can be seen, leads there.
+fn is_named(held: &Held) -> bool {
+    place::named(&held.path, held.netns.id()).is_some()
+}
+
+/// Where processes are; looked at by the period alone.
+struct Places<'a> {
+    node: &'a Node,
+    /// Namespaces that have any; unknown when they cannot be listed.
+    occupied: Option<HashSet<sys::netns::NetnsId>>,
+    survey: Option<Option<Survey>>,
+}
+
+impl<'a> Places<'a> {
+    fn look(node: &'a Node, why: Why) -> Self {
+        let list = || {
+            let occupied = place::occupied(&node.proc).inspect_err(|error| {
+                tracing::error!(reason = %causes(&error), "cannot list processes for the audit");
+            });
+            occupied.ok()
+        };
+        let occupied = (why == Why::Period).then(list).flatten();
+        Self { node, occupied, survey: None }
+    }
+
+    /// The pod is not where it was: its processes are elsewhere, or there are none and
+    /// the runtime has taken its namespace down.
+    fn leave(
+        &mut self,
+        check: &Check,
+        last: Option<&Seen>,
+    ) -> Option<(Verdict, Option<(NetnsId, Held)>)> {
+        let own = check.held.netns.id();
+        if self.occupied.as_ref().is_none_or(|all| all.contains(&own)) {
+            return None;
+        }
+        let node = self.node;
+        let survey = self
+            .survey
+            .get_or_insert_with(|| Survey::take(&node.proc, node.hosts.all()).ok())
+            .as_ref();
+        if let Some((place, held)) = survey.and_then(|survey| elsewhere(node, survey, check)) {
+            let brought = Some((place.netns, held));
+            return Some((Verdict::Elsewhere(place), brought));
+        }
+        // A name that never led there may be one that cannot be seen.
+        let was_named = last.is_some_and(|seen| seen.named);
+        (was_named && !is_named(&check.held)).then_some((Verdict::Gone, None))
+    }
 }
 
 /// The pod's processes are in another namespace than it was captured in.
@@ -182,6 +299,11 @@ fn inside(node: &Node, check: &Check, last: Option<&Seen>) -> Result<(Verdict, W
         let known =
             last.filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
         if let Some(seen) = known {
+            // A change of its routes would have been heard of.
+            if seen.watched && check.since.is_none() {
+                let routing = Arc::clone(&seen.routing);
+                return Ok((Verdict::Fine, Some((seen.generation, routing))));
+            }
             let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
             if missing.is_empty() {
                 let routing = Arc::clone(&seen.routing);

@@ -2,7 +2,7 @@
 //! come, and starts what the machine asks for. Nothing here waits for a step.
 
 use super::audit::{Audits, Check, Checked};
-use super::figures::{self, Figures};
+use super::figures::{self, Figures, Why};
 use super::find::{self, Named, Recalled, Search};
 use super::jobs::{Held, Jobs, Key, Outcome, Outcomes};
 use super::look::Look;
@@ -19,7 +19,7 @@ use crate::source::kubernetes::object::PodName;
 use ambient::action::{Action, Message, Refusal, Report};
 use ambient::event::Event;
 use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, SessionId, StepId, TimerId};
-use ambient::machine::Machine;
+use ambient::machine::{Audit, Machine};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,9 +27,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 use sys::probe::Ports;
 use sys::seqpacket::server;
+use sys::watch::Notice;
 
 /// How often the loop goes round at least.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How soon the audit is tried again when it is its turn and a look is under way.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Inputs in a row after which a search begins though more have come. Many pods that
 /// are labelled at once are looked for together.
@@ -58,6 +62,8 @@ pub(super) enum Input {
     Drain,
     /// The audit has looked at pods.
     Audited(Vec<Checked>),
+    /// Something was heard of namespaces.
+    Notice(Notice),
 }
 
 /// A request of the plugin.
@@ -77,6 +83,8 @@ enum Due {
     Machine(TimerId),
     Request(RequestId),
     Audit,
+    /// To look at what something was heard of.
+    Heard,
     /// To see whether Istio's own exemption can go.
     TakeOver,
 }
@@ -134,7 +142,8 @@ impl Driver {
     /// Works for as long as somebody may have something to say.
     pub(super) fn run(mut self, beat: &Beat) {
         self.recall();
-        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
+        self.timers
+            .set(Due::Audit, Instant::now() + self.node.options.audit);
         self.timers.set(Due::TakeOver, Instant::now() + BEAT);
         let mut row = 0;
         loop {
@@ -145,16 +154,27 @@ impl Driver {
                     Due::Machine(timer) => self.feed(Event::Timer(timer)),
                     Due::Request(request) => self.feed(Event::Expired(request)),
                     Due::Audit => self.audit(),
+                    Due::Heard => self.audit_heard(),
                     Due::TakeOver => self.take_over(),
                 }
             }
+            if let Some(at) = self.audits.due() {
+                self.timers.set(Due::Heard, at);
+            }
             row += 1;
-            let come = if row < ROW { self.inputs.try_recv().ok() } else { None };
+            let come = if row < ROW {
+                self.inputs.try_recv().ok()
+            } else {
+                None
+            };
             let input = come.map_or_else(
                 || {
                     row = 0;
                     self.steps.search();
-                    let due = self.timers.earliest().map(|at| at.saturating_duration_since(now));
+                    let due = self
+                        .timers
+                        .earliest()
+                        .map(|at| at.saturating_duration_since(now));
                     self.inputs.recv_timeout(due.unwrap_or(BEAT).min(BEAT))
                 },
                 Ok,
@@ -176,7 +196,14 @@ impl Driver {
     /// What was captured before the agent started.
     fn recall(&mut self) {
         for recalled in find::recall(&self.node) {
-            let Recalled { record, uid, identity, sandbox, held, addresses } = recalled;
+            let Recalled {
+                record,
+                uid,
+                identity,
+                sandbox,
+                held,
+                addresses,
+            } = recalled;
             self.roster.is_recorded(&uid, record);
             self.roster.has_addresses(uid.clone(), addresses);
             let netns = held.as_ref().map(|held| id(held.netns.id()));
@@ -184,7 +211,12 @@ impl Driver {
             self.offered.extend(netns);
             self.held.extend(netns.zip(held));
             let sandbox = sandbox.as_deref().map(SandboxId::new);
-            self.feed(Event::Recorded { uid, identity: Some(identity), sandbox, netns });
+            self.feed(Event::Recorded {
+                uid,
+                identity: Some(identity),
+                sandbox,
+                netns,
+            });
         }
     }
 
@@ -203,7 +235,9 @@ impl Driver {
             Input::Passed(uid, sandbox) => self.roster.is_in(PodUid::new(&uid), sandbox),
             Input::SandboxGone(sandbox) => {
                 self.roster.sandbox_gone(&sandbox);
-                self.feed(Event::SandboxGone { sandbox: SandboxId::new(&sandbox) });
+                self.feed(Event::SandboxGone {
+                    sandbox: SandboxId::new(&sandbox),
+                });
             }
             Input::ProbeFound(ip) => self.feed(Event::ProbeFound { ip }),
             Input::Peer(event) => {
@@ -219,6 +253,7 @@ impl Driver {
                 self.feed(Event::Drain);
             }
             Input::Audited(checked) => self.audited(checked),
+            Input::Notice(notice) => self.audits.heard(notice, &self.held),
         }
     }
 
@@ -229,9 +264,15 @@ impl Driver {
             self.figures.told(figures::Told::Delete);
             self.feed(Event::PodGone(replaced));
         }
-        let what = if update.is_new { figures::Told::Add } else { figures::Told::Update };
+        let what = if update.is_new {
+            figures::Told::Add
+        } else {
+            figures::Told::Update
+        };
         self.figures.told(what);
-        let Some(state) = update.state else { return false };
+        let Some(state) = update.state else {
+            return false;
+        };
         self.feed(Event::Pod(state));
         true
     }
@@ -244,7 +285,14 @@ impl Driver {
     }
 
     fn add(&mut self, call: Call) {
-        let Call { told, sandbox, held, ips, deadline, reply } = call;
+        let Call {
+            told,
+            sandbox,
+            held,
+            ips,
+            deadline,
+            reply,
+        } = call;
         let uid = PodUid::new(&told.uid());
         if !self.pod(told) {
             // Nobody waits for an answer any more, or has it.
@@ -261,7 +309,13 @@ impl Driver {
         self.roster.is_in(uid.clone(), Named::of(&held));
         self.held.insert(netns, held);
         let sandbox = SandboxId::new(&sandbox);
-        self.feed(Event::Add { request, uid, sandbox, netns, ips });
+        self.feed(Event::Add {
+            request,
+            uid,
+            sandbox,
+            netns,
+            ips,
+        });
     }
 
     fn done(&mut self, key: &Key, outcomes: Outcomes) {
@@ -271,11 +325,15 @@ impl Driver {
             if let (Some((uid, value)), Outcome::Annotated(Ok(version))) = (annotating, &outcome) {
                 self.roster.wrote(&uid, value, version);
             }
+            let is_written = matches!(outcome, Outcome::Programmed(Ok(_)));
             let (event, brought) = outcome.event(step);
             if let Some((netns, held)) = brought {
                 self.held.entry(netns).or_insert(held);
             }
             self.feed(event);
+            if let (true, Key::Netns(netns)) = (is_written, key) {
+                self.audits.written(*netns);
+            }
         }
     }
 
@@ -290,18 +348,24 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Find { step, uid } => self.find(step, uid),
-            Action::Program { step, uid, netns, .. } => self.program(step, &uid, netns),
+            Action::Program {
+                step, uid, netns, ..
+            } => self.program(step, &uid, netns),
             Action::Unprogram { step, netns, .. } => {
-                self.steps.unprogram(step, netns, self.held.get(&netns).cloned());
+                self.steps
+                    .unprogram(step, netns, self.held.get(&netns).cloned());
             }
             Action::Release(netns) => {
                 self.held.remove(&netns);
                 self.offered.remove(&netns);
+                self.audits.released(netns);
             }
             Action::Forget(uid) => self.forget(&uid),
             Action::Send { session, message } => self.send(session, message),
             Action::Close(session) => self.ztunnels.close(session),
-            Action::SetProbe { step, ip, ports, .. } => self.steps.set_probe(step, ip, ports),
+            Action::SetProbe {
+                step, ip, ports, ..
+            } => self.steps.set_probe(step, ip, ports),
             Action::ClearProbe { step, ip } => self.steps.clear_probe(step, ip),
             Action::Annotate { step, uid, value } => {
                 let told = self.roster.told(&uid);
@@ -314,10 +378,18 @@ impl Driver {
                     drop(reply.try_send(result));
                 }
             }
-            Action::Timer { timer, delay, jitter } => {
-                let more =
-                    if jitter { delay.mul_f64(fastrand::f64() / 5.0) } else { Duration::ZERO };
-                self.timers.set(Due::Machine(timer), Instant::now() + delay + more);
+            Action::Timer {
+                timer,
+                delay,
+                jitter,
+            } => {
+                let more = if jitter {
+                    delay.mul_f64(fastrand::f64() / 5.0)
+                } else {
+                    Duration::ZERO
+                };
+                self.timers
+                    .set(Due::Machine(timer), Instant::now() + delay + more);
             }
             Action::Cancel(timer) => self.timers.cancel(&Due::Machine(timer)),
             Action::Standing { uid, standing } => self.figures.stands(&uid, standing),
@@ -334,7 +406,10 @@ impl Driver {
     }
 
     fn find(&mut self, step: StepId, uid: PodUid) {
-        let uids = self.roster.told(&uid).map_or_else(|| vec![uid.as_str().to_owned()], Told::uids);
+        let uids = self
+            .roster
+            .told(&uid)
+            .map_or_else(|| vec![uid.as_str().to_owned()], Told::uids);
         self.steps.find(Search {
             step,
             uids,
@@ -347,10 +422,17 @@ impl Driver {
 
     fn program(&mut self, step: StepId, uid: &PodUid, netns: NetnsId) {
         let is_offered = self.offered.contains(&netns);
-        let ports = if is_offered { Ports::Ztunnels } else { Ports::Ours };
+        let ports = if is_offered {
+            Ports::Ztunnels
+        } else {
+            Ports::Ours
+        };
         self.audits.forget(uid);
         let held = self.held.get(&netns).cloned();
-        if let Some(name) = held.as_ref().and_then(|held| record_name(held, uid.as_str())) {
+        if let Some(name) = held
+            .as_ref()
+            .and_then(|held| record_name(held, uid.as_str()))
+        {
             self.roster.is_recorded(uid, name);
         }
         let told = self.roster.told(uid).cloned();
@@ -370,19 +452,50 @@ impl Driver {
 
     /// Looks at all pods that are captured, beside everything else.
     fn audit(&mut self) {
-        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
-        let mut checks = Vec::new();
-        for audit in self.machine.audits() {
-            let held = self.held.get(&audit.netns).cloned();
-            let (Some(held), Some(told)) = (held, self.roster.told(&audit.uid)) else { continue };
-            checks.push(Check {
-                addresses: self.roster.addresses(&audit.uid),
-                told: told.clone(),
-                uid: audit.uid,
-                held,
-            });
+        if self.audits.is_running() {
+            self.timers.set(Due::Audit, Instant::now() + AGAIN);
+            return;
         }
-        self.audits.begin(&mut self.steps.jobs, &self.node, checks);
+        self.timers
+            .set(Due::Audit, Instant::now() + self.node.options.audit);
+        let all: Vec<Audit> = self.machine.audits().collect();
+        let checks = all.into_iter().filter_map(|audit| {
+            let since = self.audits.take_one(audit.netns);
+            self.check(audit, since)
+        });
+        let checks = checks.collect();
+        self.look_at(checks, Why::Period);
+    }
+
+    /// Looks at those of which something was heard. What is being written to now is
+    /// looked at after that.
+    fn audit_heard(&mut self) {
+        if self.audits.is_running() {
+            return;
+        }
+        let heard = self.audits.take();
+        let found = self.machine.audits().filter_map(|audit| {
+            let since = heard.get(&audit.netns)?;
+            self.check(audit, Some(*since))
+        });
+        let checks = found.collect();
+        self.look_at(checks, Why::Heard);
+    }
+
+    fn check(&self, audit: Audit, since: Option<Instant>) -> Option<Check> {
+        Some(Check {
+            addresses: self.roster.addresses(&audit.uid),
+            told: self.roster.told(&audit.uid)?.clone(),
+            held: self.held.get(&audit.netns)?.clone(),
+            uid: audit.uid,
+            since,
+        })
+    }
+
+    fn look_at(&mut self, checks: Vec<Check>, why: Why) {
+        checks.iter().for_each(|_| self.figures.looked(why));
+        self.audits
+            .begin(&mut self.steps.jobs, &self.node, checks, why);
     }
 
     /// Istio's own exemption of kubelet's probes goes once no pod needs it.
@@ -395,11 +508,25 @@ impl Driver {
     }
 
     fn audited(&mut self, checked: Vec<Checked>) {
-        for Checked { uid, netns, verdict, brought } in self.audits.end(checked) {
+        for Checked {
+            uid,
+            netns,
+            verdict,
+            brought,
+            since,
+        } in self.audits.end(checked)
+        {
             if let Some((netns, held)) = brought {
                 self.held.entry(netns).or_insert(held);
             }
-            self.feed(Event::Audited { uid, netns, verdict });
+            self.feed(Event::Audited {
+                uid: uid.clone(),
+                netns,
+                verdict,
+            });
+            if let Some(since) = since {
+                self.figures.exposed_since(&uid, since);
+            }
         }
     }
 
@@ -408,7 +535,14 @@ impl Driver {
         for name in self.roster.forget(uid) {
             // The sandbox may have become another pod's, with a record of its own.
             let is_own = |record| find::is_of(&record, uid.as_str());
-            if self.node.records.read(&name).ok().flatten().is_some_and(is_own) {
+            if self
+                .node
+                .records
+                .read(&name)
+                .ok()
+                .flatten()
+                .is_some_and(is_own)
+            {
                 report::forgotten(self.node.records.remove(&name));
             }
         }

@@ -51,11 +51,31 @@ impl Told {
     }
 }
 
+/// Why a pod's namespace was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Why {
+    /// Something was heard of it, or it was written to.
+    Heard,
+    /// It was time.
+    Period,
+}
+
+impl Why {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Heard => "heard",
+            Self::Period => "period",
+        }
+    }
+}
+
 /// A pod that is, or is to be, captured.
 #[derive(Debug)]
 struct Row {
     standing: Standing,
     since: Instant,
+    /// What was before is known.
+    floor: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +86,7 @@ struct Inner {
     /// Time for which traffic could escape, of pods that are in order again.
     exposed: BTreeMap<Cause, Duration>,
     repaired: BTreeMap<&'static str, u64>,
+    looks: BTreeMap<Why, u64>,
 }
 
 /// The figures.
@@ -109,17 +130,36 @@ impl Figures {
         *self.lock().repaired.entry(reason).or_default() += 1;
     }
 
+    /// A pod's namespace was looked at.
+    pub(crate) fn looked(&self, why: Why) {
+        *self.lock().looks.entry(why).or_default() += 1;
+    }
+
     /// A pod stands so from now on.
     pub(crate) fn stands(&self, uid: &PodUid, standing: Standing) {
         let now = Instant::now();
         let mut inner = self.lock();
-        if let Some(before) = inner.pods.remove(uid)
-            && let Standing::Exposed(cause) = before.standing
-        {
-            *inner.exposed.entry(cause).or_default() += now.duration_since(before.since);
+        let mut floor = None;
+        if let Some(before) = inner.pods.remove(uid) {
+            floor = Some(before.since);
+            if let Standing::Exposed(cause) = before.standing {
+                *inner.exposed.entry(cause).or_default() += now.duration_since(before.since);
+                floor = Some(now);
+            }
         }
         if standing != Standing::Outside {
-            inner.pods.insert(uid.clone(), Row { standing, since: now });
+            inner.pods.insert(uid.clone(), Row { standing, since: now, floor });
+        }
+    }
+
+    /// A pod that is exposed has been so since then: what was found now was done when
+    /// it was heard of. No time is counted twice.
+    pub(crate) fn exposed_since(&self, uid: &PodUid, since: Instant) {
+        let mut inner = self.lock();
+        if let Some(row) = inner.pods.get_mut(uid)
+            && matches!(row.standing, Standing::Exposed(_))
+        {
+            row.since = row.since.min(row.floor.map_or(since, |floor| floor.max(since)));
         }
     }
 
@@ -220,6 +260,16 @@ impl Collector for Samples {
             ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
         }
         let mut metric = encoder.encode_descriptor(
+            "sluice_audit_looks",
+            "Times that a captured pod's namespace was looked at by why",
+            None,
+            MetricType::Counter,
+        )?;
+        for why in [Why::Heard, Why::Period] {
+            let count = figures.lock().looks.get(&why).copied().unwrap_or_default();
+            ConstCounter::new(count).encode(metric.encode_family(&[("reason", why.code())])?)?;
+        }
+        let mut metric = encoder.encode_descriptor(
             "sluice_ambient_stage_seconds",
             "How long the stages of an ambient pod's enrolment took",
             None,
@@ -253,6 +303,8 @@ mod tests {
         assert!(after >= 0.02 && figures.exposed()[&Cause::Drifted] == after, "it is over");
         figures.told(Told::Update);
         figures.repaired("rules");
+        figures.looked(Why::Heard);
+        figures.looked(Why::Heard);
         figures.ztunnels(2);
         figures.took(Stage::Rules, Duration::from_millis(3));
         let mut registry = Registry::default();
@@ -266,11 +318,35 @@ mod tests {
             "sluice_unverified_pods{reason=\"not-accepted\"} 1",
             "sluice_unverified_pods{reason=\"drifted\"} 0",
             "sluice_drift_repaired_total{reason=\"rules\"} 1",
+            "sluice_audit_looks_total{reason=\"heard\"} 2",
+            "sluice_audit_looks_total{reason=\"period\"} 0",
             "sluice_ambient_stage_seconds_count{stage=\"rules\"} 1",
         ] {
             assert!(page.lines().any(|l| l == line), "{line}\n{page}");
         }
         stand(&b, Standing::Outside);
         assert!(figures.is_verified("a") && !figures.is_verified("b"));
+    }
+
+    #[test]
+    fn exposure_begins_when_it_was_heard_of_and_counts_once() {
+        let figures = Figures::default();
+        let uid = PodUid::new("a");
+        let past = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        let exposed = || figures.exposed()[&Cause::Drifted].floor();
+        figures.exposed_since(&uid, past(9));
+        assert_eq!(exposed(), 0.0, "nobody is");
+        figures.stands(&uid, Standing::Exposed(Cause::Drifted));
+        figures.exposed_since(&uid, past(5));
+        assert_eq!(exposed(), 5.0);
+        // It was not put right: the time until now is counted already.
+        figures.stands(&uid, Standing::Exposed(Cause::Drifted));
+        figures.exposed_since(&uid, past(5));
+        assert_eq!(exposed(), 5.0);
+        figures.stands(&uid, Standing::Verified);
+        figures.exposed_since(&uid, past(5));
+        figures.stands(&uid, Standing::Exposed(Cause::Drifted));
+        figures.exposed_since(&uid, past(5));
+        assert_eq!(exposed(), 5.0, "verified until now");
     }
 }

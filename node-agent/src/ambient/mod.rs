@@ -24,7 +24,7 @@ mod subject;
 mod timers;
 mod ztunnel;
 
-pub(crate) use figures::{Figures, Samples};
+pub(crate) use figures::{Figures, Samples, Why};
 pub(crate) use find::Named;
 pub(crate) use look::Look;
 pub(crate) use node::Node;
@@ -128,6 +128,10 @@ impl Ambient {
             Arc::clone(&figures),
             tokio::runtime::Handle::current(),
         );
+        if let Some(watch) = &node.watch {
+            let notices = inputs.clone();
+            watch.follow(move |notice| notices.send(Input::Notice(notice)).is_ok());
+        }
         let changes = inputs.clone();
         node.source
             .follow(move |change| changes.send(Input::Change(change)).is_ok())

@@ -10,6 +10,7 @@ use ambient::id::NetnsId;
 use redirect::enroll;
 use std::path::PathBuf;
 use std::sync::Arc;
+use sys::watch::Watch;
 
 /// The node, as the rest of the agent has it too.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) hosts: Arc<Hosts>,
     /// Directory of the host's processes.
     pub(crate) proc: PathBuf,
+    /// Hears of changes in namespaces, where that can be had.
+    pub(crate) watch: Option<Arc<Watch>>,
 }
 
 impl Node {

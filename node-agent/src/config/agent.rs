@@ -114,6 +114,11 @@ impl AgentArgs {
         self.ambient.audit()
     }
 
+    /// Whether changes are listened for, too.
+    pub(crate) fn audits_on_change(&self) -> bool {
+        self.ambient.audit_on_change.is_on()
+    }
+
     /// Settings of ambient mode; `None` when it is off.
     ///
     /// # Errors

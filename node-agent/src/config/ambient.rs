@@ -65,6 +65,18 @@ pub(super) struct AmbientArgs {
     /// Seconds between looks at every captured pod.
     #[arg(long, env = "SLUICE_AUDIT_SECONDS", value_name = "N", default_value = "30", hide = true)]
     pub(super) audit_seconds: u16,
+    /// Look at a captured pod as soon as the kernel notifies of a change, too.
+    #[arg(
+        long,
+        env = "SLUICE_AUDIT_ON_CHANGE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        default_value = "true",
+        value_parser = switch,
+        hide = true
+    )]
+    pub(super) audit_on_change: Switch,
     /// Namespace of ztunnel's own pods, which are never ambient.
     #[arg(
         long,
@@ -118,7 +130,11 @@ impl AmbientArgs {
         Duration::from_secs(self.audit_seconds.max(1).into())
     }
 
-    pub(super) fn switches(&self) -> [(&'static str, &Switch); 2] {
-        [("ambient-dns-capture", &self.ambient_dns_capture), ("ambient-ipv6", &self.ambient_ipv6)]
+    pub(super) fn switches(&self) -> [(&'static str, &Switch); 3] {
+        [
+            ("ambient-dns-capture", &self.ambient_dns_capture),
+            ("ambient-ipv6", &self.ambient_ipv6),
+            ("audit-on-change", &self.audit_on_change),
+        ]
     }
 }

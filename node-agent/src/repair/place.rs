@@ -123,16 +123,20 @@ pub(crate) fn entrances(root: &Path) -> Result<HashMap<NetnsId, PathBuf>, PlaceE
     Ok(all.map(|(process, id)| (id, process.join("ns/net"))).collect())
 }
 
-/// The namespace at a path of the host's, if it is that one and has one of the
-/// addresses.
-pub(crate) fn by_path(path: &str, id: NetnsId, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
+/// The namespace at a path of the host's, if it is that one.
+pub(crate) fn named(path: &str, id: NetnsId) -> Option<Netns> {
     if path.is_empty() {
         return None;
     }
     let mounted = PathBuf::from(format!("{HOST}{path}"));
     let paths = [mounted.as_path(), Path::new(path)];
     let mut found = paths.into_iter().filter_map(|path| Netns::open(path).ok());
-    let netns = found.find(|netns| netns.id() == id)?;
+    found.find(|netns| netns.id() == id)
+}
+
+/// [`named`], if it has one of the addresses.
+pub(crate) fn by_path(path: &str, id: NetnsId, addresses: &[IpAddr]) -> Option<Arc<Netns>> {
+    let netns = named(path, id)?;
     let has = within(&netns, sys::routing::addresses).ok()?.ok()?;
     addresses.iter().any(|ip| has.contains(&ip.to_canonical())).then(|| Arc::new(netns))
 }

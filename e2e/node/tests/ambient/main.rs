@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+mod change;
 mod crowd;
 mod drift;
 mod enrol;
@@ -12,3 +13,6 @@ mod moved;
 mod probe;
 mod restart;
 mod stage;
+
+/// How agents look after captured pods.
+pub(crate) const AUDIT: &[&str] = &["--audit-seconds=1"];

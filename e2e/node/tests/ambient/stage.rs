@@ -32,6 +32,8 @@ pub(crate) struct Stage {
     /// The API server; pods come from manifests where there is none.
     pub(crate) server: Option<Server>,
     pub(crate) backend: &'static str,
+    /// How the agent looks after captured pods.
+    audit: &'static [&'static str],
     next: AtomicU32,
 }
 
@@ -45,7 +47,17 @@ pub(crate) struct Started {
 impl Stage {
     /// A node whose pods come from manifests; its namespace is ambient.
     pub(crate) fn with_manifests(name: &str, backend: &'static str) -> Self {
+        Self::with_audit(name, backend, crate::AUDIT)
+    }
+
+    /// The same, with settings of the audit.
+    pub(crate) fn with_audit(
+        name: &str,
+        backend: &'static str,
+        audit: &'static [&'static str],
+    ) -> Self {
         let mut stage = Self::set(name, backend);
+        stage.audit = audit;
         stage.label(Some("ambient"));
         stage.start_agent();
         stage.eventually("the namespace is known", |stage| {
@@ -91,19 +103,15 @@ impl Stage {
             },
         ]});
         cluster.list = Conflist::parse(&text.to_string()).unwrap();
-        Self { cluster, server: None, backend, next: AtomicU32::new(0) }
+        let (audit, next) = (crate::AUDIT, AtomicU32::new(0));
+        Self { cluster, server: None, backend, audit, next }
     }
 
     /// Starts the agent, again after it has ended.
     pub(crate) fn start_agent(&mut self) {
         let Cluster { programs, node, directories, .. } = &self.cluster;
-        let args = [
-            "--backend",
-            self.backend,
-            "--ambient-enabled",
-            "--monitoring-port=15014",
-            "--audit-seconds=1",
-        ];
+        let args = ["--backend", self.backend, "--ambient-enabled", "--monitoring-port=15014"];
+        let args = [&args, self.audit].concat();
         let agent = match &self.server {
             Some(server) => Agent::follow(programs, &node.host, directories, &server.url(), &args),
             None => Agent::launch(programs, &node.host, directories, &args),

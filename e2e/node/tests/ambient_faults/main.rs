@@ -13,3 +13,6 @@ mod recreated;
 mod stage;
 mod takeover;
 mod ztunnel;
+
+/// How agents look after captured pods.
+pub(crate) const AUDIT: &[&str] = &["--audit-seconds=1"];
