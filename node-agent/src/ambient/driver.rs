@@ -142,8 +142,7 @@ impl Driver {
     /// Works for as long as somebody may have something to say.
     pub(super) fn run(mut self, beat: &Beat) {
         self.recall();
-        self.timers
-            .set(Due::Audit, Instant::now() + self.node.options.audit);
+        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
         self.timers.set(Due::TakeOver, Instant::now() + BEAT);
         let mut row = 0;
         loop {
@@ -162,19 +161,12 @@ impl Driver {
                 self.timers.set(Due::Heard, at);
             }
             row += 1;
-            let come = if row < ROW {
-                self.inputs.try_recv().ok()
-            } else {
-                None
-            };
+            let come = if row < ROW { self.inputs.try_recv().ok() } else { None };
             let input = come.map_or_else(
                 || {
                     row = 0;
                     self.steps.search();
-                    let due = self
-                        .timers
-                        .earliest()
-                        .map(|at| at.saturating_duration_since(now));
+                    let due = self.timers.earliest().map(|at| at.saturating_duration_since(now));
                     self.inputs.recv_timeout(due.unwrap_or(BEAT).min(BEAT))
                 },
                 Ok,
@@ -196,14 +188,7 @@ impl Driver {
     /// What was captured before the agent started.
     fn recall(&mut self) {
         for recalled in find::recall(&self.node) {
-            let Recalled {
-                record,
-                uid,
-                identity,
-                sandbox,
-                held,
-                addresses,
-            } = recalled;
+            let Recalled { record, uid, identity, sandbox, held, addresses } = recalled;
             self.roster.is_recorded(&uid, record);
             self.roster.has_addresses(uid.clone(), addresses);
             let netns = held.as_ref().map(|held| id(held.netns.id()));
@@ -211,12 +196,7 @@ impl Driver {
             self.offered.extend(netns);
             self.held.extend(netns.zip(held));
             let sandbox = sandbox.as_deref().map(SandboxId::new);
-            self.feed(Event::Recorded {
-                uid,
-                identity: Some(identity),
-                sandbox,
-                netns,
-            });
+            self.feed(Event::Recorded { uid, identity: Some(identity), sandbox, netns });
         }
     }
 
@@ -235,9 +215,7 @@ impl Driver {
             Input::Passed(uid, sandbox) => self.roster.is_in(PodUid::new(&uid), sandbox),
             Input::SandboxGone(sandbox) => {
                 self.roster.sandbox_gone(&sandbox);
-                self.feed(Event::SandboxGone {
-                    sandbox: SandboxId::new(&sandbox),
-                });
+                self.feed(Event::SandboxGone { sandbox: SandboxId::new(&sandbox) });
             }
             Input::ProbeFound(ip) => self.feed(Event::ProbeFound { ip }),
             Input::Peer(event) => {
@@ -264,15 +242,9 @@ impl Driver {
             self.figures.told(figures::Told::Delete);
             self.feed(Event::PodGone(replaced));
         }
-        let what = if update.is_new {
-            figures::Told::Add
-        } else {
-            figures::Told::Update
-        };
+        let what = if update.is_new { figures::Told::Add } else { figures::Told::Update };
         self.figures.told(what);
-        let Some(state) = update.state else {
-            return false;
-        };
+        let Some(state) = update.state else { return false };
         self.feed(Event::Pod(state));
         true
     }
@@ -285,14 +257,7 @@ impl Driver {
     }
 
     fn add(&mut self, call: Call) {
-        let Call {
-            told,
-            sandbox,
-            held,
-            ips,
-            deadline,
-            reply,
-        } = call;
+        let Call { told, sandbox, held, ips, deadline, reply } = call;
         let uid = PodUid::new(&told.uid());
         if !self.pod(told) {
             // Nobody waits for an answer any more, or has it.
@@ -309,13 +274,7 @@ impl Driver {
         self.roster.is_in(uid.clone(), Named::of(&held));
         self.held.insert(netns, held);
         let sandbox = SandboxId::new(&sandbox);
-        self.feed(Event::Add {
-            request,
-            uid,
-            sandbox,
-            netns,
-            ips,
-        });
+        self.feed(Event::Add { request, uid, sandbox, netns, ips });
     }
 
     fn done(&mut self, key: &Key, outcomes: Outcomes) {
@@ -348,12 +307,9 @@ impl Driver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Find { step, uid } => self.find(step, uid),
-            Action::Program {
-                step, uid, netns, ..
-            } => self.program(step, &uid, netns),
+            Action::Program { step, uid, netns, .. } => self.program(step, &uid, netns),
             Action::Unprogram { step, netns, .. } => {
-                self.steps
-                    .unprogram(step, netns, self.held.get(&netns).cloned());
+                self.steps.unprogram(step, netns, self.held.get(&netns).cloned());
             }
             Action::Release(netns) => {
                 self.held.remove(&netns);
@@ -363,9 +319,7 @@ impl Driver {
             Action::Forget(uid) => self.forget(&uid),
             Action::Send { session, message } => self.send(session, message),
             Action::Close(session) => self.ztunnels.close(session),
-            Action::SetProbe {
-                step, ip, ports, ..
-            } => self.steps.set_probe(step, ip, ports),
+            Action::SetProbe { step, ip, ports, .. } => self.steps.set_probe(step, ip, ports),
             Action::ClearProbe { step, ip } => self.steps.clear_probe(step, ip),
             Action::Annotate { step, uid, value } => {
                 let told = self.roster.told(&uid);
@@ -378,18 +332,10 @@ impl Driver {
                     drop(reply.try_send(result));
                 }
             }
-            Action::Timer {
-                timer,
-                delay,
-                jitter,
-            } => {
-                let more = if jitter {
-                    delay.mul_f64(fastrand::f64() / 5.0)
-                } else {
-                    Duration::ZERO
-                };
-                self.timers
-                    .set(Due::Machine(timer), Instant::now() + delay + more);
+            Action::Timer { timer, delay, jitter } => {
+                let more =
+                    if jitter { delay.mul_f64(fastrand::f64() / 5.0) } else { Duration::ZERO };
+                self.timers.set(Due::Machine(timer), Instant::now() + delay + more);
             }
             Action::Cancel(timer) => self.timers.cancel(&Due::Machine(timer)),
             Action::Standing { uid, standing } => self.figures.stands(&uid, standing),
@@ -406,10 +352,7 @@ impl Driver {
     }
 
     fn find(&mut self, step: StepId, uid: PodUid) {
-        let uids = self
-            .roster
-            .told(&uid)
-            .map_or_else(|| vec![uid.as_str().to_owned()], Told::uids);
+        let uids = self.roster.told(&uid).map_or_else(|| vec![uid.as_str().to_owned()], Told::uids);
         self.steps.find(Search {
             step,
             uids,
@@ -422,17 +365,10 @@ impl Driver {
 
     fn program(&mut self, step: StepId, uid: &PodUid, netns: NetnsId) {
         let is_offered = self.offered.contains(&netns);
-        let ports = if is_offered {
-            Ports::Ztunnels
-        } else {
-            Ports::Ours
-        };
+        let ports = if is_offered { Ports::Ztunnels } else { Ports::Ours };
         self.audits.forget(uid);
         let held = self.held.get(&netns).cloned();
-        if let Some(name) = held
-            .as_ref()
-            .and_then(|held| record_name(held, uid.as_str()))
-        {
+        if let Some(name) = held.as_ref().and_then(|held| record_name(held, uid.as_str())) {
             self.roster.is_recorded(uid, name);
         }
         let told = self.roster.told(uid).cloned();
@@ -456,8 +392,7 @@ impl Driver {
             self.timers.set(Due::Audit, Instant::now() + AGAIN);
             return;
         }
-        self.timers
-            .set(Due::Audit, Instant::now() + self.node.options.audit);
+        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
         let all: Vec<Audit> = self.machine.audits().collect();
         let checks = all.into_iter().filter_map(|audit| {
             let since = self.audits.take_one(audit.netns);
@@ -494,8 +429,7 @@ impl Driver {
 
     fn look_at(&mut self, checks: Vec<Check>, why: Why) {
         checks.iter().for_each(|_| self.figures.looked(why));
-        self.audits
-            .begin(&mut self.steps.jobs, &self.node, checks, why);
+        self.audits.begin(&mut self.steps.jobs, &self.node, checks, why);
     }
 
     /// Istio's own exemption of kubelet's probes goes once no pod needs it.
@@ -508,22 +442,11 @@ impl Driver {
     }
 
     fn audited(&mut self, checked: Vec<Checked>) {
-        for Checked {
-            uid,
-            netns,
-            verdict,
-            brought,
-            since,
-        } in self.audits.end(checked)
-        {
+        for Checked { uid, netns, verdict, brought, since } in self.audits.end(checked) {
             if let Some((netns, held)) = brought {
                 self.held.entry(netns).or_insert(held);
             }
-            self.feed(Event::Audited {
-                uid: uid.clone(),
-                netns,
-                verdict,
-            });
+            self.feed(Event::Audited { uid: uid.clone(), netns, verdict });
             if let Some(since) = since {
                 self.figures.exposed_since(&uid, since);
             }
@@ -535,14 +458,7 @@ impl Driver {
         for name in self.roster.forget(uid) {
             // The sandbox may have become another pod's, with a record of its own.
             let is_own = |record| find::is_of(&record, uid.as_str());
-            if self
-                .node
-                .records
-                .read(&name)
-                .ok()
-                .flatten()
-                .is_some_and(is_own)
-            {
+            if self.node.records.read(&name).ok().flatten().is_some_and(is_own) {
                 report::forgotten(self.node.records.remove(&name));
             }
         }
