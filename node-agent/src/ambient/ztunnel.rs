@@ -165,6 +165,14 @@ impl Ztunnels {
                 );
                 None
             }
+            server::Event::Rebound => {
+                tracing::warn!("the file of ztunnel's socket was gone, bound it again");
+                None
+            }
+            server::Event::Lost(error) => {
+                tracing::error!(reason = %causes(&error), "the file of ztunnel's socket is gone and cannot be made again: no ztunnel can connect");
+                None
+            }
             // The driver's: it ends over this.
             server::Event::Stopped(_) => None,
         }

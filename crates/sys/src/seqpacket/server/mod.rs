@@ -13,7 +13,7 @@ mod pace;
 mod session;
 
 use super::connection::{Credentials, until};
-use super::{Connection, Listener, RECEIVE_BUFFER};
+use super::{Connection, ListenError, Listener, RECEIVE_BUFFER};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use pace::Pace;
@@ -117,6 +117,11 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// The socket's file was gone, and peers find it again.
+    Rebound,
+    /// It is gone, and for this reason it cannot be made again. That is tried again, and
+    /// told when there is another reason.
+    Lost(ListenError),
     /// The server cannot go on; nothing follows.
     Stopped(Errno),
 }
@@ -213,6 +218,7 @@ impl Server {
             sessions: Vec::new(),
             next: 0,
             look: Instant::now() + LOOK,
+            lost: None,
             buffer: vec![0; RECEIVE_BUFFER],
             on,
         };
@@ -270,6 +276,8 @@ struct Serving<F> {
     next: u64,
     /// When the listener's file is looked at next.
     look: Instant,
+    /// What keeps it from coming back, as it was told.
+    lost: Option<String>,
     buffer: Vec<u8>,
     on: F,
 }
@@ -312,8 +320,21 @@ impl<F: FnMut(Event)> Serving<F> {
     /// comes later would find.
     fn keep(&mut self) {
         self.look = Instant::now() + LOOK;
-        // What is in the way is tried again.
-        self.listener.keep().ok();
+        match self.listener.keep() {
+            Ok(is_new) => {
+                self.lost = None;
+                if is_new {
+                    (self.on)(Event::Rebound);
+                }
+            }
+            Err(error) => {
+                let reason = Some(error.to_string());
+                if self.lost != reason {
+                    self.lost = reason;
+                    (self.on)(Event::Lost(error));
+                }
+            }
+        }
     }
 
     /// Waits until somebody has something to say, or a time is up.
