@@ -26,6 +26,10 @@ pub enum Event {
     /// The pod is deleted in the API (or is no longer on this node). Pods that have a
     /// record and are not in the first complete list need not be told.
     PodGone(PodUid),
+    /// Before [`Event::Listed`]: a pod that has a record is listed, or may be, and nothing
+    /// can be decided about it (yet): its object or its namespace cannot be read. It is
+    /// left as it is until [`Event::Pod`] or [`Event::PodGone`].
+    Doubtful(PodUid),
     /// The first complete list of pods was fed. Until then no ztunnel gets a snapshot,
     /// and nothing that was found at the start is taken for a leftover.
     Listed,

@@ -105,7 +105,7 @@ impl Machine {
             while let Some(uid) = self.dirty.pop_first() {
                 self.advance(&uid);
             }
-            self.probes.advance(&mut self.desk, self.settled);
+            self.advance_probes();
             self.settle();
             self.converse();
             if self.dirty.is_empty() {
@@ -122,6 +122,12 @@ impl Machine {
             Event::PodGone(uid) => {
                 if let Some(pod) = self.pods.get_mut(&uid) {
                     pod.gone = true;
+                    self.dirty.insert(uid);
+                }
+            }
+            Event::Doubtful(uid) => {
+                if let Some(pod) = self.pods.get_mut(&uid).filter(|pod| pod.state.is_none()) {
+                    pod.doubtful = true;
                     self.dirty.insert(uid);
                 }
             }
@@ -181,6 +187,7 @@ impl Machine {
         }
         let annotation = state.annotation;
         pod.gone = false;
+        pod.doubtful = false;
         pod.state = Some(state);
         let changed = before.0 != pod.goal(draining);
         self.see(&uid, annotation);
@@ -212,7 +219,7 @@ impl Machine {
         self.listed = true;
         self.settle = Some(self.desk.arm(Alarm::Settle, self.config.settle, false));
         for (uid, pod) in &mut self.pods {
-            pod.gone |= pod.state.is_none();
+            pod.gone |= pod.state.is_none() && !pod.doubtful;
             self.dirty.insert(uid.clone());
         }
         self.watch_connection();
@@ -293,8 +300,14 @@ impl Machine {
             Goal::In(_) | Goal::Leave | Goal::Gone => self.probes.disclaim(uid),
         };
         if changed {
-            self.probes.advance(&mut self.desk, self.settled);
+            self.advance_probes();
         }
+    }
+
+    /// Addresses that nobody claims are given up once every pod had the chance to.
+    fn advance_probes(&mut self) {
+        let all = self.settled && !self.pods.values().any(|pod| pod.doubtful);
+        self.probes.advance(&mut self.desk, all);
     }
 
     /// Forgets a pod of which nothing is left.

@@ -16,6 +16,8 @@ pub(super) struct Pod {
     pub(super) recorded_as: Option<Identity>,
     /// Deleted.
     pub(super) gone: bool,
+    /// Listed, or may be, and nothing can be decided about it: all is left as it is.
+    pub(super) doubtful: bool,
     pub(super) place: Place,
     pub(super) rules: Rules,
     /// The search or kernel step under way.
@@ -138,6 +140,7 @@ impl Pod {
             state: None,
             recorded_as: None,
             gone: false,
+            doubtful: false,
             place: Place::Unknown,
             rules: Rules::Absent,
             step: None,

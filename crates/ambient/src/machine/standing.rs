@@ -25,7 +25,11 @@ impl Machine {
     }
 
     fn standing(&self, uid: &PodUid, pod: &Pod, goal: Goal) -> Standing {
-        let Goal::In(options) = goal else { return Standing::Outside };
+        let Goal::In(options) = goal else {
+            let doubtful = goal == Goal::Wait && pod.doubtful;
+            let unknown = Standing::Unverified(Cause::Unreadable);
+            return if doubtful { unknown } else { Standing::Outside };
+        };
         match (&pod.place, pod.rules) {
             (Place::At(_), Rules::Proved(present)) => {
                 if present != options && pod.program.failures() > 0 {

@@ -1,6 +1,7 @@
 //! Running pods come, go and move.
 
 use crate::node::{Node, ip, netns, pod, starting, uid};
+use ambient::action::{Cause, Standing};
 use ambient::event::{Annotation, Event, Identity, Place, Verdict, Wanted};
 use ambient::id::{RequestId, SandboxId};
 use std::time::Duration;
@@ -278,4 +279,35 @@ fn a_drain_ends_when_nothing_is_left() {
     assert_eq!(said.last().map(String::as_str), Some("drained"));
     node.tell(Event::Pod(pod("c", 3)));
     assert!(node.settle(1).is_empty(), "nobody is enrolled any more");
+}
+
+/// Its manifest is broken, or its namespace is not known: what was captured stays so.
+#[test]
+fn a_captured_pod_that_cannot_be_decided_about_keeps_its_proxy() {
+    let mut node = Node::new();
+    let identity = || Some(pod("a", 1).identity);
+    for (name, ns) in [("a", 1), ("b", 2), ("ended", 3)] {
+        let place = Some(netns(ns));
+        let (uid, identity) = (uid(name), identity());
+        node.tell(Event::Recorded { uid, identity, sandbox: None, netns: place });
+    }
+    node.tell(Event::ProbeFound { ip: ip(1) });
+    for name in ["a", "b"] {
+        assert_eq!(node.tell(Event::Doubtful(uid(name))), [""; 0]);
+    }
+    node.tell(Event::Doubtful(uid("unknown")));
+    assert_eq!(node.tell(Event::Listed), ["release 3", "forget ended"]);
+    assert_eq!(node.connect(1, 100), ["to 1: keep a", "to 1: keep b", "to 1: snapshot sent"]);
+    for _ in 0..3 {
+        assert_eq!(node.ack(1), [""; 0], "its exemption stays, too");
+    }
+    assert_eq!(node.stands("a"), Some(Standing::Unverified(Cause::Unreadable)));
+
+    assert_eq!(node.tell(Event::PodGone(uid("b"))), ["release 2", "to 1: del b"]);
+    assert_eq!(node.ack(1), ["forget b"]);
+    let mut state = pod("a", 1);
+    state.annotation = Annotation::Enabled;
+    assert_eq!(node.tell(Event::Pod(state)), ["program a in 1 with 1", "exempt 10.0.0.1 of a"]);
+    node.settle(1);
+    assert_eq!(node.stands("a"), Some(Standing::Verified));
 }
