@@ -10,6 +10,8 @@ pub mod conntrack;
 pub mod descriptors;
 pub mod hostprobe;
 pub mod iptables;
+#[cfg(test)]
+mod lab;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::backend::Backend;
+use crate::lab::{ambient_plan as plan, ip, nft};
 use crate::netns::{Netns, within};
 use crate::nftables::Nftables;
-use crate::process::Command;
 use crate::routing;
-use redirect::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
 use redirect::compile::{ambient, ambient_leaving};
 use redirect::desired::Form;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,50 +13,24 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-fn plan() -> AmbientPlan {
-    AmbientPlan {
-        ipv6: Ipv6::Present,
-        inbound: true,
-        dns: true,
-        virtual_interfaces: Vec::new(),
-        probe_v4: PROBE_V4,
-        probe_v6: PROBE_V6,
-        probe_ports: ProbePorts::Any,
-    }
-}
-
-fn ip_tool(lines: &str) {
-    for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        Command::new("/usr/sbin/ip").args(line.split(' ')).run().unwrap();
-    }
-}
-
-fn nft(script: &str) {
-    Command::new("/usr/sbin/nft").args(["-f", "-"]).stdin(script.as_bytes()).run().unwrap();
-}
-
 /// A pod with a neighbour that has 192.0.2.1 and 2001:db8::1, both known to this
 /// thread only.
 fn pair() -> (Netns, Netns) {
     let (pod, world) = (Netns::create().unwrap(), Netns::create().unwrap());
     within(&pod, || {
         let peer = format!("/proc/{}/fd/{}", std::process::id(), world.as_fd().as_raw_fd());
-        ip_tool("link set lo up");
-        ip_tool(&format!("link add eth0 type veth peer name w0 netns {peer}"));
-        ip_tool(
-            "link set eth0 up
+        ip("link set lo up");
+        ip(&format!("link add eth0 type veth peer name w0 netns {peer}"));
+        ip("link set eth0 up
              addr add 192.0.2.2/24 dev eth0
-             addr add 2001:db8::2/64 dev eth0 nodad",
-        );
+             addr add 2001:db8::2/64 dev eth0 nodad");
     })
     .unwrap();
     within(&world, || {
-        ip_tool(
-            "link set lo up
+        ip("link set lo up
              link set w0 up
              addr add 192.0.2.1/24 dev w0
-             addr add 2001:db8::1/64 dev w0 nodad",
-        );
+             addr add 2001:db8::1/64 dev w0 nodad");
     })
     .unwrap();
     (pod, world)

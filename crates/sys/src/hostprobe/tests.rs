@@ -1,26 +1,9 @@
 //! Against the real kernel, in namespaces that nothing keeps.
 
 use super::*;
-use crate::netns::{Netns, within};
-use crate::process::Command;
+use crate::lab::{fresh, run};
 use redirect::host::text;
 use std::path::Path;
-
-fn fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    within(&Netns::create().unwrap(), f).unwrap()
-}
-
-fn run(argv: &str, input: &str) -> String {
-    let mut words = argv.split(' ');
-    let name = words.next().unwrap();
-    let program = ["/usr/sbin", "/sbin", "/usr/bin"]
-        .map(|dir| Path::new(dir).join(name))
-        .into_iter()
-        .find(|path| path.exists())
-        .unwrap_or_else(|| panic!("these tests need the program {name}"));
-    let ran = Command::new(program).args(words).stdin(input.as_bytes()).run();
-    String::from_utf8(ran.unwrap_or_else(|e| panic!("{}", trial::said(&e))).stdout).unwrap()
-}
 
 fn programmers() -> Vec<Programmer> {
     vec![Programmer::Nftables, Programmer::Iptables(Arc::new(Iptables::detect().unwrap()))]

@@ -1,103 +1,30 @@
 use super::*;
 use crate::backend::Backend;
+use crate::lab::{self, World, addresses, ip, nft};
 use crate::netns::within;
 use crate::nftables::Nftables;
-use crate::process::Command;
 use redirect::compile::compile;
 use redirect::desired::{ChainKind, Desired, Form, RuleFamily, TableKind};
 use redirect::net::{Cidr, Owner};
-use redirect::plan::{Destinations, Dns, Groups, Inbound, Outbound, Proxy};
-use std::os::fd::AsRawFd;
+use redirect::plan::{Destinations, Dns, Groups, Inbound};
 
-/// A node and a pod behind a veth pair.
-struct World {
-    node: Netns,
-    pod: Netns,
-}
-
-fn ip(ns: &Netns, batch: &str) {
-    within(ns, || {
-        Command::new("/sbin/ip").args(["-batch", "-"]).stdin(batch.as_bytes()).run().unwrap();
+/// Programs and proves.
+fn prove(world: &World, rules: &Desired, plan: &Plan) -> Result<Report, ProbeError> {
+    let inside = within(&world.pod, || {
+        Nftables::new().apply(rules, None).unwrap();
+        inside(plan, &addresses())
     })
-    .unwrap();
-}
-
-/// Waits until the node reaches the pod. A new interface drops what is sent by it until
-/// the kernel's link watch has run, and an IPv6 address is not asked for before its own
-/// work has; a busy machine puts both off. A lost question for a neighbour is repeated
-/// after a second only, and who has no patience does not wait for that.
-fn wait_until_reached(node: &Netns) {
-    let end = Instant::now() + Duration::from_secs(60);
-    for address in addresses() {
-        // Nobody listens on the port, so an answer is a refusal.
-        let target = SocketAddr::new(address, 9);
-        let answers = || {
-            let dialled = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(3));
-            dialled.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
-        };
-        while !within(node, answers).unwrap() {
-            assert!(Instant::now() < end, "the node does not reach {address}");
-        }
-    }
-}
-
-const ADDRESSES: [&str; 2] = ["10.8.0.2", "fd08::2"];
-
-fn addresses() -> Vec<IpAddr> {
-    ADDRESSES.iter().map(|a| a.parse().unwrap()).collect()
-}
-
-impl World {
-    fn new() -> Self {
-        let world = Self { node: Netns::create().unwrap(), pod: Netns::create().unwrap() };
-        world.wire();
-        world
-    }
-
-    fn wire(&self) {
-        let pod = format!("/proc/{}/fd/{}", std::process::id(), self.pod.as_fd().as_raw_fd());
-        ip(
-            &self.node,
-            &format!(
-                "link set lo up\nlink add v0 type veth peer name eth0 netns {pod}\nlink set v0 up\naddress add 10.8.0.1/24 dev v0\naddress add fd08::1/64 dev v0 nodad\n"
-            ),
-        );
-        ip(
-            &self.pod,
-            "link set lo up\nlink set eth0 up\naddress add 10.8.0.2/24 dev eth0\naddress add fd08::2/64 dev eth0 nodad\nroute add default via 10.8.0.1\nroute add default via fd08::1\n",
-        );
-        wait_until_reached(&self.node);
-    }
-
-    /// Programs and proves.
-    fn prove(&self, rules: &Desired, plan: &Plan) -> Result<Report, ProbeError> {
-        let inside = within(&self.pod, || {
-            Nftables::new().apply(rules, None).unwrap();
-            inside(plan, &addresses())
-        })
-        .unwrap()?;
-        within(&self.node, || inside.finish(&self.pod, Instant::now())).unwrap()
-    }
+    .unwrap()?;
+    within(&world.node, || inside.finish(&world.pod, Instant::now())).unwrap()
 }
 
 fn plan(mode: Mode) -> Plan {
     Plan {
-        proxy: Proxy::default(),
         mode,
-        ipv6: true,
-        loopback_v4: Plan::default_loopback_v4(),
         inbound: Inbound::AllExcept(vec![15020]),
-        outbound: Outbound {
-            include: Destinations::All,
-            exclude: Vec::new(),
-            include_ports: Vec::new(),
-            exclude_ports: Vec::new(),
-            groups: Groups::AllExcept(Vec::new()),
-        },
         dns: Dns::All,
-        exclude_interfaces: Vec::new(),
-        virtual_interfaces: Vec::new(),
         drop_invalid: true,
+        ..lab::plan(true)
     }
 }
 
@@ -137,7 +64,7 @@ fn everything_is_proved_when_the_rules_are_whole() {
         for _ in 0..3 {
             wait_until_closed(&world.pod);
             let begun = Instant::now();
-            let report = world.prove(&rules(&plan), &plan).unwrap();
+            let report = prove(&world, &rules(&plan), &plan).unwrap();
             println!("{mode:?} {:?}: {report}", begun.elapsed());
             assert_eq!(proved(&report), 6, "{report}");
             assert!(report.is_complete());
@@ -156,7 +83,7 @@ fn a_pod_that_is_still_looked_for_is_waited_for() {
         within(&world.pod, || std::fs::write(knob, value).unwrap()).unwrap();
     };
     // Else the kernel gives up after three questions, which a busy machine may need.
-    let asks = "/proc/sys/net/ipv4/neigh/v0/mcast_solicit";
+    let asks = "/proc/sys/net/ipv4/neigh/veth0/mcast_solicit";
     within(&world.node, || std::fs::write(asks, "60").unwrap()).unwrap();
     for (patience, is_proved) in [(Duration::ZERO, false), (Duration::from_secs(60), true)] {
         wait_until_closed(&world.pod);
@@ -166,7 +93,7 @@ fn a_pod_that_is_still_looked_for_is_waited_for() {
         });
         let inside = inside.unwrap().unwrap();
         hear("8");
-        ip(&world.node, "neigh flush dev v0\n");
+        within(&world.node, || ip("neigh flush dev veth0")).unwrap();
         let report = std::thread::scope(|scope| {
             // Who has no patience is not heard at all: the one attempt may be a long one.
             if is_proved {
@@ -186,7 +113,7 @@ fn a_pod_that_is_still_looked_for_is_waited_for() {
     let inside = within(&world.pod, || inside(&plan, &addresses())).unwrap().unwrap();
     let drop = "table inet other { chain c { type filter hook prerouting priority -400; ip daddr 10.8.0.2 tcp dport != 22 drop; }\n }";
     within(&world.pod, || {
-        Command::new("/usr/sbin/nft").args(["-f", "-"]).stdin(drop.as_bytes()).run().unwrap();
+        nft(drop);
     })
     .unwrap();
     let begun = Instant::now();
@@ -220,12 +147,12 @@ fn what_is_missing_is_found_by_way_and_family() {
         let world = World::new();
         let plan = plan(mode);
         let partly = without(&plan, table, chain, broken);
-        match world.prove(&partly, &plan) {
+        match prove(&world, &partly, &plan) {
             Err(ProbeError::Escaped { way: w, family: f, .. }) if (w, f) == (way, family) => {}
             other => panic!("{mode:?} without {table:?} {chain:?} {broken:?}: {other:?}"),
         }
         wait_until_closed(&world.pod);
-        let report = world.prove(&rules(&plan), &plan).unwrap();
+        let report = prove(&world, &rules(&plan), &plan).unwrap();
         assert_eq!(proved(&report), 6, "put right: {report}");
     }
 }
@@ -234,7 +161,7 @@ fn what_is_missing_is_found_by_way_and_family() {
 fn nothing_is_captured_without_rules() {
     let world = World::new();
     let plan = plan(Mode::Redirect);
-    assert!(world.prove(&Desired::default(), &plan).is_err());
+    assert!(prove(&world, &Desired::default(), &plan).is_err());
     // Each way by itself, as the first that fails hides the others.
     within(&world.pod, || {
         for family in [Family::V4, Family::V6] {
@@ -252,7 +179,7 @@ fn another_listener_on_the_dialled_port_is_no_proof() {
     let plan = plan(Mode::Redirect);
     let partly = without(&plan, TableKind::Nat, ChainKind::Prerouting, None);
     let app = within(&world.pod, || std::net::TcpListener::bind("[::]:15002").unwrap()).unwrap();
-    match world.prove(&partly, &plan) {
+    match prove(&world, &partly, &plan) {
         Err(ProbeError::Escaped { way: Way::Arrival, what, .. }) => {
             assert!(what.contains("somebody else accepted it"), "{what}");
         }
@@ -270,17 +197,17 @@ fn a_proxy_that_runs_is_the_one_that_must_accept() {
             .map(|port| std::net::TcpListener::bind(("::", port)).unwrap())
     })
     .unwrap();
-    let report = world.prove(&rules(&plan), &plan).unwrap();
+    let report = prove(&world, &rules(&plan), &plan).unwrap();
     let accepted = |f: &Finding| matches!(f.outcome, Outcome::Accepted(_));
     assert!(report.findings.iter().all(accepted), "{report}");
 
     let mut one_port = plan.clone();
     one_port.inbound = Inbound::Only(vec![8080]);
-    let report = world.prove(&rules(&one_port), &one_port).unwrap();
+    let report = prove(&world, &rules(&one_port), &one_port).unwrap();
     assert!(!report.is_complete(), "{report}");
 
     let broken = without(&plan, TableKind::Nat, ChainKind::Redirect, None);
-    assert!(world.prove(&broken, &plan).is_err());
+    assert!(prove(&world, &broken, &plan).is_err());
     drop(proxy);
 }
 
@@ -323,16 +250,15 @@ impl Drop for Guest {
 #[test]
 fn a_pod_with_its_own_users_is_proved_as_those_users() {
     let (_guest, pod) = Guest::new();
-    let world = World { node: Netns::create().unwrap(), pod };
-    world.wire();
+    let world = World::around(pod);
     for mode in [Mode::Redirect, TPROXY] {
         let mut plan = plan(mode);
         plan.outbound.groups = Groups::Only(vec![Owner::Id(202)]);
         wait_until_closed(&world.pod);
-        let report = world.prove(&rules(&plan), &plan).unwrap();
+        let report = prove(&world, &rules(&plan), &plan).unwrap();
         assert_eq!(proved(&report), 6, "{report}");
         let partly = without(&plan, TableKind::Nat, ChainKind::InRedirect, Some(Family::V4));
-        assert!(world.prove(&partly, &plan).is_err());
+        assert!(prove(&world, &partly, &plan).is_err());
     }
 }
 
@@ -347,7 +273,7 @@ fn owners_and_lists_are_respected() {
     plan.outbound.include_ports = vec![53, 443];
     plan.outbound.exclude = vec!["192.0.2.0/24".parse().unwrap()];
     plan.inbound = Inbound::Only(vec![9090]);
-    let report = world.prove(&rules(&plan), &plan).unwrap();
+    let report = prove(&world, &rules(&plan), &plan).unwrap();
     assert_eq!(proved(&report), 6, "{report}");
     let text = report.to_string();
     assert!(text.contains("198.51.100.1:443") && text.contains(":9090"), "{text}");
@@ -358,7 +284,7 @@ fn excluded_interfaces_are_not_proved() {
     let world = World::new();
     let mut plan = plan(Mode::Redirect);
     plan.exclude_interfaces = vec!["eth*".parse().unwrap()];
-    let report = world.prove(&rules(&plan), &plan).unwrap();
+    let report = prove(&world, &rules(&plan), &plan).unwrap();
     assert_eq!(proved(&report), 2, "the loopback connections only: {report}");
     assert!(report.to_string().contains("interfaces are excluded"), "{report}");
 }
@@ -367,8 +293,8 @@ fn excluded_interfaces_are_not_proved() {
 fn a_namespace_without_routes_is_said_to_be_unproved() {
     let world = World::new();
     let plan = plan(Mode::Redirect);
-    ip(&world.pod, "address flush dev eth0\nlink set eth0 down\n");
-    let report = world.prove(&rules(&plan), &plan).unwrap();
+    within(&world.pod, || ip("address flush dev eth0\nlink set eth0 down")).unwrap();
+    let report = prove(&world, &rules(&plan), &plan).unwrap();
     assert!(!report.is_complete(), "{report}");
     assert!(report.to_string().contains("Network is unreachable"), "{report}");
 }
@@ -378,8 +304,8 @@ fn a_lo_that_is_down_is_found() {
     let world = World::new();
     let mut plan = plan(Mode::Redirect);
     plan.ipv6 = false;
-    ip(&world.pod, "link set lo down\n");
-    let error = world.prove(&rules(&plan), &plan).unwrap_err();
+    within(&world.pod, || ip("link set lo down")).unwrap();
+    let error = prove(&world, &rules(&plan), &plan).unwrap_err();
     assert!(matches!(error, ProbeError::Escaped { .. }), "{error}");
 }
 
@@ -387,7 +313,7 @@ fn a_lo_that_is_down_is_found() {
 fn leaves_no_listener_and_no_time_wait() {
     let world = World::new();
     let plan = plan(Mode::Redirect);
-    world.prove(&rules(&plan), &plan).unwrap();
+    prove(&world, &rules(&plan), &plan).unwrap();
     wait_until_closed(&world.pod);
     wait_until_closed(&world.node);
 }
@@ -472,10 +398,10 @@ fn without_the_right_to_other_ids_less_is_proved_and_nothing_fails() {
             scratch(&Nftables::new()).unwrap();
             // As ourselves, whose traffic is captured like any application's.
             let partly = without(&plan, TableKind::Nat, ChainKind::Output, None);
-            let escaped = world.prove(&partly, &plan);
+            let escaped = prove(&world, &partly, &plan);
             assert!(matches!(escaped, Err(ProbeError::Escaped { way: Way::Outbound, .. })));
             wait_until_closed(&world.pod);
-            world.prove(&rules(&plan), &plan).unwrap()
+            prove(&world, &rules(&plan), &plan).unwrap()
         });
         thread.join().unwrap()
     });

@@ -1,25 +1,14 @@
 //! Against the real kernel, each in a namespace of its own that nothing keeps.
 
 use super::*;
+use crate::lab::{self, fresh};
 use crate::netns::{Netns, within};
-use crate::process::Command;
 use redirect::ambient::Ipv6;
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-fn fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    within(&Netns::create().unwrap(), f).unwrap()
-}
-
 fn ip_tool(args: &str) -> String {
-    let program = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"]
-        .map(Path::new)
-        .into_iter()
-        .find(|path| path.exists())
-        .expect("these tests need the program ip");
-    let ran = Command::new(program).args(args.split(' ')).run().unwrap();
-    String::from_utf8(ran.stdout).unwrap()
+    lab::run(&format!("ip {args}"), "")
 }
 
 #[test]

@@ -9,13 +9,14 @@ use redirect::compile::compile;
 use redirect::desired::{Desired, Dialect, Form};
 use redirect::iptables::render;
 use redirect::net::{Cidr, Family, Interface, Owner};
-use redirect::plan::{
-    Destinations, Dns, Groups, Inbound, Mode, Outbound, Plan, Proxy, TPROXY_MARK, TPROXY_TABLE,
-};
+use redirect::plan::{Destinations, Dns, Groups, Inbound, Mode, Plan, TPROXY_MARK, TPROXY_TABLE};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Annotation defaults.
+pub(super) use crate::lab::plan as basic;
 
 pub(super) const VARIANTS: [Variant; 2] = [Variant::Legacy, Variant::Nft];
 pub(super) const REAL: &str = "/usr/sbin";
@@ -198,28 +199,6 @@ pub(super) fn load_istio(ns: &Netns, variant: Variant, plan: &Plan) {
     load(ns, variant, Family::V4, &render(&desired, Family::V4));
     if plan.ipv6 {
         load(ns, variant, Family::V6, &render(&desired, Family::V6));
-    }
-}
-
-/// Annotation defaults.
-pub(super) fn basic(ipv6: bool) -> Plan {
-    Plan {
-        proxy: Proxy::default(),
-        mode: Mode::Redirect,
-        ipv6,
-        loopback_v4: Plan::default_loopback_v4(),
-        inbound: Inbound::AllExcept(vec![15020, 15021, 15090]),
-        outbound: Outbound {
-            include: Destinations::All,
-            exclude: Vec::new(),
-            include_ports: Vec::new(),
-            exclude_ports: vec![15020],
-            groups: Groups::AllExcept(Vec::new()),
-        },
-        dns: Dns::Off,
-        exclude_interfaces: Vec::new(),
-        virtual_interfaces: Vec::new(),
-        drop_invalid: false,
     }
 }
 

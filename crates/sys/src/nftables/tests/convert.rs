@@ -3,21 +3,14 @@
 use super::*;
 use crate::backend::{clear, convert};
 use crate::iptables::{Iptables, Search, Variant};
-use redirect::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
+use crate::lab::ambient_plan;
+use redirect::ambient::{AmbientPlan, Ipv6};
 use redirect::compile::ambient;
 use redirect::desired::{Dialect, Form};
 use redirect::net::Family;
 
 fn plan() -> AmbientPlan {
-    AmbientPlan {
-        ipv6: Ipv6::Present,
-        inbound: true,
-        dns: true,
-        virtual_interfaces: vec!["br-*".parse().unwrap()],
-        probe_v4: PROBE_V4,
-        probe_v6: PROBE_V6,
-        probe_ports: ProbePorts::Any,
-    }
+    AmbientPlan { virtual_interfaces: vec!["br-*".parse().unwrap()], ..ambient_plan() }
 }
 
 /// Loads Istio's iptables rules by the tool that Istio uses.
@@ -25,8 +18,7 @@ fn load_istios(variant: &str) {
     let istio = ambient(&plan(), Form::Istio(Dialect::Iptables));
     for (tool, family) in [("iptables", Family::V4), ("ip6tables", Family::V6)] {
         let text = redirect::iptables::render(&istio, family);
-        let program = format!("/usr/sbin/{tool}-{variant}-restore");
-        Command::new(program).args(["--noflush"]).stdin(text.as_bytes()).run().unwrap();
+        run(&format!("{tool}-{variant}-restore --noflush"), &text);
     }
     routing::ensure(&istio.routing).unwrap();
 }
@@ -34,8 +26,7 @@ fn load_istios(variant: &str) {
 fn saved(variant: &str) -> String {
     let mut all = String::new();
     for tool in ["iptables", "ip6tables"] {
-        let ran = Command::new(format!("/usr/sbin/{tool}-{variant}-save")).run().unwrap();
-        all.push_str(&String::from_utf8(ran.stdout).unwrap());
+        all.push_str(&run(&format!("{tool}-{variant}-save"), ""));
     }
     all
 }

@@ -1,7 +1,8 @@
 //! What becomes of rules that somebody else has changed.
 
-use super::{apply, fresh, listing, nft, observe, plans, program};
+use super::{apply, listing, observe, plans};
 use crate::backend::{Applied, Backend};
+use crate::lab::{fresh, nft, run};
 use crate::netns::{Netns, within};
 use crate::nftables::{Nftables, generation, iptables_residue};
 use crate::process::Command;
@@ -32,11 +33,7 @@ fn drifted(want: &Desired, change: impl FnOnce() + Send) -> String {
 
 /// Handle of the first rule of a chain that contains a text.
 fn handle(chain: &str, rule: &str) -> String {
-    let listed = Command::new(program())
-        .args(["-a", "list", "chain", "inet", "istio-proxy-nat", chain])
-        .run()
-        .unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
+    let listed = run(&format!("nft -a list chain inet istio-proxy-nat {chain}"), "");
     let line = listed.lines().find(|line| line.contains(rule)).unwrap();
     line.rsplit(' ').next().unwrap().to_owned()
 }

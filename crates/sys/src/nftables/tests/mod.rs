@@ -3,40 +3,17 @@
 mod convert;
 mod drift;
 mod golden;
-
 mod plans;
 mod random;
 mod reading;
 mod userns;
 
 use super::*;
-use crate::netns::{Netns, within};
-use crate::process::Command;
-use std::path::Path;
-
-/// Runs in a new network namespace. Without the right to make one the test fails.
-fn fresh<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    within(&Netns::create().unwrap(), f).unwrap()
-}
-
-/// A child has no PATH of ours.
-fn program() -> &'static Path {
-    ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"]
-        .map(Path::new)
-        .into_iter()
-        .find(|path| path.exists())
-        .expect("these tests need the program nft")
-}
-
-fn nft(script: &str) {
-    let ran = Command::new(program()).args(["-f", "-"]).stdin(script.as_bytes()).run();
-    assert!(ran.is_ok(), "{}\n{script}", ran.unwrap_err());
-}
+use crate::lab::{fresh, nft, run};
 
 /// `nft list ruleset` with counters set to zero.
 fn listing() -> String {
-    let listed = Command::new(program()).args(["list", "ruleset"]).run().unwrap();
-    let text = String::from_utf8(listed.stdout).unwrap();
+    let text = run("nft list ruleset", "");
     let mut words: Vec<&str> = text.split(' ').collect();
     for i in 1..words.len() {
         if matches!(words[i - 1], "packets" | "bytes") {

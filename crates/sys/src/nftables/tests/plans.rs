@@ -1,6 +1,7 @@
 //! Plans that between them need every statement.
 
-use redirect::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
+use crate::lab;
+use redirect::ambient::{AmbientPlan, Ipv6, ProbePorts};
 use redirect::compile::{self, compile};
 use redirect::desired::{Desired, Dialect, Form};
 use redirect::net::Owner;
@@ -10,33 +11,12 @@ use redirect::plan::{
 
 const TPROXY: Mode = Mode::Tproxy { mark: TPROXY_MARK, table: TPROXY_TABLE };
 
-fn basic() -> Plan {
-    Plan {
-        proxy: Proxy::default(),
-        mode: Mode::Redirect,
-        ipv6: false,
-        loopback_v4: Plan::default_loopback_v4(),
-        inbound: Inbound::AllExcept(vec![15020, 15021, 15090]),
-        outbound: Outbound {
-            include: Destinations::All,
-            exclude: Vec::new(),
-            include_ports: Vec::new(),
-            exclude_ports: vec![15020],
-            groups: Groups::AllExcept(Vec::new()),
-        },
-        dns: Dns::Off,
-        exclude_interfaces: Vec::new(),
-        virtual_interfaces: Vec::new(),
-        drop_invalid: false,
-    }
-}
-
 fn parsed<T: std::str::FromStr<Err: std::fmt::Debug>>(texts: &[&str]) -> Vec<T> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
 pub(super) fn all() -> Vec<(&'static str, Plan)> {
-    let dual = Plan { ipv6: true, ..basic() };
+    let dual = lab::plan(true);
     let ranges = Plan {
         outbound: Outbound {
             include: Destinations::Only(parsed(&[
@@ -66,7 +46,7 @@ pub(super) fn all() -> Vec<(&'static str, Plan)> {
     let everything = Outbound {
         include: Destinations::Only(parsed(&["0.0.0.0/0", "::/0"])),
         groups: Groups::AllExcept(vec![Owner::Id(7), Owner::Id(8)]),
-        ..basic().outbound
+        ..dual.outbound.clone()
     };
     let some_owners = Proxy {
         uids: vec![Owner::Id(1337), Owner::Id(4_294_967_294), Owner::Id(0)],
@@ -74,12 +54,12 @@ pub(super) fn all() -> Vec<(&'static str, Plan)> {
         ..Proxy::default()
     };
     vec![
-        ("basic", basic()),
+        ("basic", lab::plan(false)),
         ("dual", dual.clone()),
         ("nothing inbound", Plan { inbound: Inbound::Nothing, ..dual.clone() }),
         ("some inbound", Plan { inbound: Inbound::Only(vec![80, 8080]), ..dual.clone() }),
         ("drop invalid", Plan { drop_invalid: true, ..dual.clone() }),
-        ("dns", Plan { dns: Dns::All, ..basic() }),
+        ("dns", Plan { dns: Dns::All, ..lab::plan(false) }),
         ("dns dual", Plan { dns: Dns::All, proxy: some_owners, ..dual.clone() }),
         (
             "dns servers",
@@ -92,7 +72,7 @@ pub(super) fn all() -> Vec<(&'static str, Plan)> {
             "interfaces and ranges",
             Plan { virtual_interfaces: parsed(&["vnet*"]), ..ranges.clone() },
         ),
-        ("tproxy", Plan { mode: TPROXY, ..basic() }),
+        ("tproxy", Plan { mode: TPROXY, ..lab::plan(false) }),
         ("tproxy dual", Plan { mode: TPROXY, dns: Dns::All, ..dual.clone() }),
         (
             "tproxy some inbound",
@@ -103,15 +83,7 @@ pub(super) fn all() -> Vec<(&'static str, Plan)> {
 }
 
 fn ambient() -> Vec<(&'static str, AmbientPlan)> {
-    let basic = AmbientPlan {
-        ipv6: Ipv6::Absent,
-        inbound: true,
-        dns: false,
-        virtual_interfaces: Vec::new(),
-        probe_v4: PROBE_V4,
-        probe_v6: PROBE_V6,
-        probe_ports: ProbePorts::Any,
-    };
+    let basic = AmbientPlan { ipv6: Ipv6::Absent, dns: false, ..lab::ambient_plan() };
     let dual = AmbientPlan { ipv6: Ipv6::Present, ..basic.clone() };
     let dns = AmbientPlan { dns: true, ..basic.clone() };
     let nics = parsed(&["br-*", "tap0"]);

@@ -1,93 +1,22 @@
 use super::*;
 use crate::backend::Backend;
 use crate::iptables::Iptables;
-use crate::netns::{Netns, within};
+use crate::lab::{World, addresses, ambient_plan as plan, ip};
+use crate::netns::within;
 use crate::nftables::Nftables;
-use crate::process::Command;
-use redirect::ambient::{PROBE_V4, PROBE_V6, ProbePorts};
+use redirect::ambient::ProbePorts;
 use redirect::compile::ambient;
 use redirect::desired::{Action, ChainKind, Desired, Form, Match, TableKind};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
-/// A node and a pod behind a veth pair.
-struct World {
-    node: Netns,
-    pod: Netns,
+fn apply(world: &World, backend: &dyn Backend, want: &Desired) {
+    within(&world.pod, || backend.apply(want, None).unwrap()).unwrap();
 }
 
-fn ip(batch: &str) {
-    Command::new("/usr/sbin/ip").args(["-batch", "-"]).stdin(batch.as_bytes()).run().unwrap();
-}
-
-fn addresses() -> Vec<IpAddr> {
-    ["10.8.0.2", "fd08::2"].iter().map(|a| a.parse().unwrap()).collect()
-}
-
-impl World {
-    fn new() -> Self {
-        let world = Self { node: Netns::create().unwrap(), pod: Netns::create().unwrap() };
-        let pod = format!("/proc/{}/fd/{}", std::process::id(), world.pod.as_fd().as_raw_fd());
-        within(&world.node, || {
-            ip(&format!(
-                "link set lo up\n\
-                 link add veth0 type veth peer name eth0 netns {pod}\n\
-                 link set veth0 up\n\
-                 address add 10.8.0.1/24 dev veth0\n\
-                 address add fd08::1/64 dev veth0 nodad\n"
-            ));
-        })
-        .unwrap();
-        within(&world.pod, || {
-            ip("link set lo up\nlink set eth0 up\n\
-                address add 10.8.0.2/24 dev eth0\n\
-                address add fd08::2/64 dev eth0 nodad\n\
-                route add default via 10.8.0.1\n\
-                route add default via fd08::1\n");
-        })
-        .unwrap();
-        world.wait_until_reached();
-        world
-    }
-
-    /// See the sidecar's tests: a new link takes its time.
-    fn wait_until_reached(&self) {
-        let end = Instant::now() + Duration::from_secs(60);
-        for address in addresses() {
-            let answers = || {
-                let dialled = TcpStream::connect_timeout(
-                    &SocketAddr::new(address, 9),
-                    Duration::from_secs(3),
-                );
-                dialled.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
-            };
-            while !within(&self.node, answers).unwrap() {
-                assert!(Instant::now() < end, "the node does not reach {address}");
-            }
-        }
-    }
-
-    fn apply(&self, backend: &dyn Backend, want: &Desired) {
-        within(&self.pod, || backend.apply(want, None).unwrap()).unwrap();
-    }
-
-    fn prove(&self, plan: &AmbientPlan, ports: Ports) -> Result<Report, ProbeError> {
-        let inside = within(&self.pod, || ambient_inside(plan, &addresses(), ports)).unwrap()?;
-        within(&self.node, || inside.finish(Instant::now() + Duration::from_secs(60))).unwrap()
-    }
-}
-
-fn plan() -> AmbientPlan {
-    AmbientPlan {
-        ipv6: Ipv6::Present,
-        inbound: true,
-        dns: true,
-        virtual_interfaces: Vec::new(),
-        probe_v4: PROBE_V4,
-        probe_v6: PROBE_V6,
-        probe_ports: ProbePorts::Any,
-    }
+fn prove(world: &World, plan: &AmbientPlan, ports: Ports) -> Result<Report, ProbeError> {
+    let inside = within(&world.pod, || ambient_inside(plan, &addresses(), ports)).unwrap()?;
+    within(&world.node, || inside.finish(Instant::now() + Duration::from_secs(60))).unwrap()
 }
 
 fn ours(plan: &AmbientPlan) -> Desired {
@@ -118,9 +47,9 @@ fn every_way_is_proved_before_ztunnel_is_there() {
         for ports in [ProbePorts::Any, ProbePorts::Only(vec![8080])] {
             let plan = AmbientPlan { probe_ports: ports, ..plan() };
             let world = World::new();
-            world.apply(backend, &ours(&plan));
+            apply(&world, backend, &ours(&plan));
             let start = Instant::now();
-            let report = world.prove(&plan, Ports::Ours).unwrap();
+            let report = prove(&world, &plan, Ports::Ours).unwrap();
             println!("{}: {:?}", backend.kind(), start.elapsed());
             assert_all_proved(&report);
             let left = within(&world.pod, || crate::conntrack::entries().unwrap()).unwrap();
@@ -148,10 +77,10 @@ fn ztunnel(world: &World) -> Vec<TcpListener> {
 #[test]
 fn a_ztunnel_that_listens_hears_nothing_of_it() {
     let world = World::new();
-    world.apply(&Nftables::new(), &ours(&plan()));
+    apply(&world, &Nftables::new(), &ours(&plan()));
     let listeners = ztunnel(&world);
     for ports in [Ports::Ztunnels, Ports::Ours] {
-        let report = world.prove(&plan(), ports).unwrap();
+        let report = prove(&world, &plan(), ports).unwrap();
         for way in [Way::Outbound, Way::Dns, Way::Arrival] {
             for family in [Family::V4, Family::V6] {
                 let outcome = outcome(&report, way, family);
@@ -176,7 +105,7 @@ fn a_ztunnel_that_listens_hears_nothing_of_it() {
         }
     })
     .unwrap();
-    let report = world.prove(&plan(), Ports::Ztunnels).unwrap();
+    let report = prove(&world, &plan(), Ports::Ztunnels).unwrap();
     for way in [Way::Outbound, Way::Dns, Way::Arrival] {
         let outcome = outcome(&report, way, Family::V4);
         assert!(matches!(outcome, Outcome::NotProved(_)), "{way}: {report}");
@@ -187,7 +116,7 @@ fn a_ztunnel_that_listens_hears_nothing_of_it() {
 #[test]
 fn a_real_connection_waits_for_ztunnel_and_is_not_lost() {
     let world = World::new();
-    world.apply(&Nftables::new(), &ours(&plan()));
+    apply(&world, &Nftables::new(), &ours(&plan()));
     within(&world.pod, || {
         let ours = Listener::open(Family::V4, OUTBOUND_PORT).unwrap();
         ours.admit(1).unwrap();
@@ -234,8 +163,8 @@ fn what_is_missing_is_named() {
     ];
     for (way, edit) in cases {
         let world = World::new();
-        world.apply(&Nftables::new(), &edited(edit));
-        let error = world.prove(&plan(), Ports::Ours).unwrap_err();
+        apply(&world, &Nftables::new(), &edited(edit));
+        let error = prove(&world, &plan(), Ports::Ours).unwrap_err();
         match &error {
             ProbeError::Escaped { way: found, .. } | ProbeError::Caught { way: found, .. } => {
                 assert_eq!(*found, way, "{error}");
@@ -252,17 +181,17 @@ fn what_is_missing_is_named() {
         }
     }
     let world = World::new();
-    world.apply(&Nftables::new(), &circle);
-    let error = world.prove(&plan(), Ports::Ours).unwrap_err();
+    apply(&world, &Nftables::new(), &circle);
+    let error = prove(&world, &plan(), Ports::Ours).unwrap_err();
     assert!(matches!(error, ProbeError::Caught { way: Way::Ztunnel, port: 15001, .. }), "{error}");
 }
 
 #[test]
 fn replies_without_their_route_are_missed() {
     let world = World::new();
-    world.apply(&Nftables::new(), &ours(&plan()));
+    apply(&world, &Nftables::new(), &ours(&plan()));
     within(&world.pod, || crate::routing::remove(&crate::routing::everything()).unwrap()).unwrap();
-    let error = world.prove(&plan(), Ports::Ours).unwrap_err();
+    let error = prove(&world, &plan(), Ports::Ours).unwrap_err();
     assert!(matches!(error, ProbeError::Escaped { way: Way::Reply, .. }), "{error}");
 }
 
@@ -275,8 +204,8 @@ fn ipv6_without_loopback_is_captured_and_lost() {
     })
     .unwrap();
     let plan = AmbientPlan { ipv6: Ipv6::NoLoopback, ..plan() };
-    world.apply(&Nftables::new(), &ours(&plan));
-    let report = world.prove(&plan, Ports::Ours).unwrap();
+    apply(&world, &Nftables::new(), &ours(&plan));
+    let report = prove(&world, &plan, Ports::Ours).unwrap();
     assert!(matches!(outcome(&report, Way::Outbound, Family::V4), Outcome::Proved(_)));
     assert!(matches!(outcome(&report, Way::Outbound, Family::V6), Outcome::NotProved(_)));
     assert!(!report.is_complete(), "{report}");
@@ -293,7 +222,7 @@ fn ipv6_without_loopback_is_captured_and_lost() {
 fn a_pod_that_is_still_looked_for_is_waited_for() {
     let world = World::new();
     let plan = AmbientPlan { ipv6: Ipv6::Absent, ..plan() };
-    world.apply(&Nftables::new(), &ours(&plan));
+    apply(&world, &Nftables::new(), &ours(&plan));
     let hear = |value: &str| {
         let knob = "/proc/sys/net/ipv4/conf/eth0/arp_ignore";
         within(&world.pod, || std::fs::write(knob, value).unwrap()).unwrap();
@@ -328,8 +257,8 @@ fn a_pod_that_is_still_looked_for_is_waited_for() {
 fn what_the_plan_leaves_is_not_proved() {
     let plan = AmbientPlan { dns: false, inbound: false, ipv6: Ipv6::Absent, ..plan() };
     let world = World::new();
-    world.apply(&Nftables::new(), &ours(&plan));
-    let report = world.prove(&plan, Ports::Ours).unwrap();
+    apply(&world, &Nftables::new(), &ours(&plan));
+    let report = prove(&world, &plan, Ports::Ours).unwrap();
     assert!(report.is_complete(), "{report}");
     assert!(matches!(outcome(&report, Way::Arrival, Family::V4), Outcome::NotCaptured(_)));
     assert!(report.findings.iter().all(|f| f.family == Family::V4), "{report}");

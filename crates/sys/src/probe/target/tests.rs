@@ -1,26 +1,5 @@
 use super::*;
-use redirect::plan::{Dns, Mode, Outbound, Proxy};
-
-fn plan() -> Plan {
-    Plan {
-        proxy: Proxy::default(),
-        mode: Mode::Redirect,
-        ipv6: true,
-        loopback_v4: Plan::default_loopback_v4(),
-        inbound: Inbound::AllExcept(vec![15020, 15021, 15090]),
-        outbound: Outbound {
-            include: Destinations::All,
-            exclude: Vec::new(),
-            include_ports: Vec::new(),
-            exclude_ports: vec![15020],
-            groups: Groups::AllExcept(Vec::new()),
-        },
-        dns: Dns::Off,
-        exclude_interfaces: Vec::new(),
-        virtual_interfaces: Vec::new(),
-        drop_invalid: false,
-    }
-}
+use crate::lab::plan;
 
 fn cidrs(list: &[&str]) -> Vec<Cidr> {
     list.iter().map(|c| c.parse().unwrap()).collect()
@@ -33,13 +12,13 @@ fn first(plan: &Plan, family: Family) -> Option<String> {
 
 #[test]
 fn dials_where_nobody_is() {
-    assert_eq!(first(&plan(), Family::V4).unwrap(), "192.0.2.1:15002");
-    assert_eq!(first(&plan(), Family::V6).unwrap(), "[2001:db8::1]:15002");
+    assert_eq!(first(&plan(true), Family::V4).unwrap(), "192.0.2.1:15002");
+    assert_eq!(first(&plan(true), Family::V6).unwrap(), "[2001:db8::1]:15002");
 }
 
 #[test]
 fn dials_what_is_included_and_not_excluded() {
-    let mut p = plan();
+    let mut p = plan(true);
     p.outbound.exclude = cidrs(&["192.0.2.0/24", "2001:db8::/32"]);
     assert_eq!(first(&p, Family::V4).unwrap(), "198.51.100.1:15002");
     assert_eq!(first(&p, Family::V6).unwrap(), "[3fff::1]:15002");
@@ -61,7 +40,7 @@ fn dials_what_is_included_and_not_excluded() {
 
 #[test]
 fn included_ports_reach_every_address() {
-    let mut p = plan();
+    let mut p = plan(true);
     p.outbound.include = Destinations::Only(Vec::new());
     assert_eq!(first(&p, Family::V4), None);
     p.outbound.include_ports = vec![53, 15020, 443];
@@ -72,14 +51,14 @@ fn included_ports_reach_every_address() {
 #[test]
 fn neighbours_are_there_without_a_default_route() {
     let own = ["10.0.0.5".parse().unwrap()];
-    let targets = outbound(&plan(), Family::V4, &own);
+    let targets = outbound(&plan(true), Family::V4, &own);
     assert!(targets.contains(&"10.0.0.4:15002".parse().unwrap()));
     assert!(!targets.iter().any(|t| t.ip() == own[0]));
 }
 
 #[test]
 fn an_application_is_not_the_proxy() {
-    let mut p = plan();
+    let mut p = plan(true);
     assert_eq!(application(&p), Some(Identity { uid: 65534, gid: 65534 }));
     p.proxy.uids = vec![Owner::Id(65534)];
     p.proxy.gids = vec![Owner::Id(1000)];
@@ -94,7 +73,7 @@ fn an_application_is_not_the_proxy() {
 #[test]
 fn root_is_an_application_unless_the_plan_says_otherwise() {
     let root = Identity { uid: 0, gid: 0 };
-    let mut p = plan();
+    let mut p = plan(true);
     assert!(is_application(&p, root));
     p.outbound.groups = Groups::AllExcept(vec![Owner::Id(0)]);
     assert!(!is_application(&p, root));
@@ -104,14 +83,14 @@ fn root_is_an_application_unless_the_plan_says_otherwise() {
     assert!(is_application(&p, root));
     p.proxy.gids = vec![Owner::Id(0)];
     assert!(!is_application(&p, root));
-    p = plan();
+    p = plan(true);
     p.proxy.uids.push(Owner::Id(0));
     assert!(!is_application(&p, root));
 }
 
 #[test]
 fn the_proxy_dials_what_validation_dials() {
-    let mut p = plan();
+    let mut p = plan(true);
     let (from, to) = loopback(&p, Family::V4).unwrap();
     assert_eq!(
         (from.to_string(), to.to_string()),
@@ -129,7 +108,7 @@ fn the_proxy_dials_what_validation_dials() {
 
 #[test]
 fn inbound_ports_are_those_of_the_plan() {
-    let mut p = plan();
+    let mut p = plan(true);
     assert_eq!(inbound_port(&p), Ok((15002, true)));
     p.inbound = Inbound::AllExcept((15002..=15010).collect());
     assert_eq!(inbound_port(&p), Ok((15011, true)));
