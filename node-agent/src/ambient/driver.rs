@@ -17,7 +17,7 @@ use crate::health::Beat;
 use crate::source::follow::{Change, Told};
 use crate::source::kubernetes::object::PodName;
 use ambient::action::{Action, Message, Refusal, Report};
-use ambient::event::Event;
+use ambient::event::{Event, Identity};
 use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, SessionId, StepId, TimerId};
 use ambient::machine::{Audit, Machine};
 use std::collections::{HashMap, HashSet};
@@ -190,6 +190,8 @@ impl Driver {
         for recalled in find::recall(&self.node) {
             let Recalled { record, uid, identity, sandbox, held, addresses } = recalled;
             self.roster.is_recorded(&uid, record);
+            let Identity { namespace, name, .. } = identity.clone();
+            self.roster.recall(PodName { namespace, name }, uid.clone());
             self.roster.has_addresses(uid.clone(), addresses);
             let netns = held.as_ref().map(|held| id(held.netns.id()));
             // A ztunnel from before may run in it.
@@ -209,6 +211,13 @@ impl Driver {
             Input::Change(Change::Complete) => {
                 // Told of by a request, and deleted since.
                 self.roster.ended().iter().for_each(|name| self.gone(name));
+                for uid in self.roster.doubtful() {
+                    tracing::warn!(
+                        uid = uid.as_str(),
+                        "a pod that was captured before cannot be decided about: it is left as it is"
+                    );
+                    self.feed(Event::Doubtful(uid));
+                }
                 self.feed(Event::Listed);
             }
             Input::Add(call) => self.add(*call),
@@ -259,7 +268,10 @@ impl Driver {
     fn add(&mut self, call: Call) {
         let Call { told, sandbox, held, ips, deadline, reply } = call;
         let uid = PodUid::new(&told.uid());
-        if !self.pod(told) {
+        // What the request saw may be older than what was told since: of this pod, or of
+        // the next one of its name.
+        let now = self.node.source.told(&told.name());
+        if !now.is_some_and(|now| now.uid() == uid.as_str() && self.pod(now)) {
             // Nobody waits for an answer any more, or has it.
             drop(reply.try_send(Err(Refusal::Unknown)));
             return;
@@ -393,6 +405,7 @@ impl Driver {
             return;
         }
         self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
+        self.roster.cleared().iter().for_each(|name| self.gone(name));
         let all: Vec<Audit> = self.machine.audits().collect();
         let checks = all.into_iter().filter_map(|audit| {
             let since = self.audits.take_one(audit.netns);

@@ -51,6 +51,8 @@ pub(super) struct Roster {
     sandboxes: HashMap<PodUid, Named>,
     /// Names of the records that there may be.
     records: HashMap<PodUid, BTreeSet<SandboxId>>,
+    /// Pods that were captured before the start.
+    recalled: Vec<(PodName, PodUid)>,
 }
 
 impl Roster {
@@ -63,7 +65,37 @@ impl Roster {
             addresses: HashMap::new(),
             sandboxes: HashMap::new(),
             records: HashMap::new(),
+            recalled: Vec::new(),
         }
+    }
+
+    /// A record says that the pod was captured before the start.
+    pub(super) fn recall(&mut self, name: PodName, uid: PodUid) {
+        self.recalled.push((name, uid));
+    }
+
+    /// Recalled pods that the source has, or may have, and could tell nothing of.
+    pub(super) fn doubtful(&mut self) -> Vec<PodUid> {
+        let mut found = Vec::new();
+        for (name, uid) in &self.recalled {
+            let is_anothers = self.names.get(name).is_some_and(|other| other != uid);
+            let is_told = is_anothers || self.pods.contains_key(uid);
+            if !is_told && self.node.source.may_have(name) {
+                self.names.insert(name.clone(), uid.clone());
+                found.push(uid.clone());
+            }
+        }
+        found
+    }
+
+    /// Those of them that the source certainly does not have, by now.
+    pub(super) fn cleared(&self) -> Vec<PodName> {
+        let is_doubtful = |name: &PodName, uid: &PodUid| {
+            self.names.get(name) == Some(uid) && !self.pods.contains_key(uid)
+        };
+        let all = self.recalled.iter().filter(|(name, uid)| is_doubtful(name, uid));
+        let gone = all.filter(|(name, _)| !self.node.source.may_have(name));
+        gone.map(|(name, _)| name.clone()).collect()
     }
 
     /// Takes the word of a source.

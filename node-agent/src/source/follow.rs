@@ -148,6 +148,12 @@ impl Pods {
         }
     }
 
+    /// There is a pod of this name, or may be: a manifest that cannot be read says
+    /// nothing of whose it is.
+    pub(crate) fn may_have(&self, name: &PodName) -> bool {
+        self.has(name) || matches!(self, Self::Directory(directory) if directory.is_in_doubt())
+    }
+
     /// A namespace as it is known now.
     pub(crate) fn namespace(&self, name: &str) -> Option<Namespace> {
         match self {

@@ -306,6 +306,11 @@ impl Directory {
         names.iter().any(|name| !files.contains_key(name))
     }
 
+    /// What is in some manifest is not known: it is broken, or was never looked into.
+    fn is_in_doubt(&self) -> bool {
+        self.is_unread() || self.lock().values().any(|file| file.broken.is_some())
+    }
+
     /// Forgets the files that are gone.
     fn forget_gone(&self) -> Result<(), SourceError> {
         let names = self.list()?;

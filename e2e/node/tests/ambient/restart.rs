@@ -1,7 +1,9 @@
 //! Agent and ztunnel come and go; pods stay captured, and connections open.
 
 use crate::stage::{Stage, Started, records};
+use e2e_node::cluster::NAMESPACE;
 use e2e_node::flow::{Flow, come_on, finish};
+use e2e_node::ztunnel::Status;
 use std::time::Duration;
 
 /// Connections that are open meanwhile.
@@ -52,6 +54,38 @@ fn the_agent_restarts_under_traffic_with_nftables() {
 #[test]
 fn the_agent_restarts_under_traffic_with_iptables() {
     restart_agent("iptables");
+}
+
+/// Of such a pod the new agent knows no more than its record.
+#[test]
+fn a_pod_whose_manifest_is_broken_keeps_its_proxy_over_a_restart() {
+    let mut stage = Stage::with_manifests("restart-broken", "nftables");
+    let ztunnel = stage.ztunnel("zt");
+    let (a, b) = pair(&stage);
+    let _servers = [stage.serve(&a), stage.serve(&b)];
+    let before = ztunnel.status().unwrap();
+
+    stage.cluster.agent.take().unwrap().kill().unwrap();
+    let file = format!("Pod-{NAMESPACE}-a.json");
+    std::fs::write(stage.cluster.directories.pods.join(file), "{").unwrap();
+    stage.start_agent();
+    let more = before.connections + 1;
+    let taken = |s: &Status| s.connections >= more && s.snapshot;
+    let after = ztunnel.wait("the new agent's snapshot", taken).unwrap();
+    assert_eq!(
+        (after.started, after.stopped),
+        (before.started, before.stopped),
+        "no proxy was touched: {}",
+        stage.cluster.agent_log()
+    );
+    assert_eq!(stage.answer(&b.pod.sandbox, a.app(false)).by, "app");
+    let doubtful = "sluice_unverified_pods{reason=\"unreadable\"}";
+    stage.eventually("it is told of", |stage| stage.metric(doubtful) == Some(1.0));
+
+    stage.publish(&a.manifest);
+    stage.eventually("it is known again", |stage| stage.metric(doubtful) == Some(0.0));
+    assert_eq!(ztunnel.status().unwrap().stopped, before.stopped);
+    assert_eq!(stage.answer(&a.pod.sandbox, b.app(false)).by, "app");
 }
 
 #[test]
