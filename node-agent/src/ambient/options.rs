@@ -13,6 +13,8 @@ pub(crate) struct Options {
     pub(crate) system_namespace: String,
     /// How often every captured pod is looked at.
     pub(crate) audit: Duration,
+    /// Policy rules for AWS' branch interfaces are kept (`AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE`).
+    pub(crate) branch: bool,
     /// What is captured.
     pub(crate) capture: AmbientConfig,
 }

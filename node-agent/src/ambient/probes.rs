@@ -55,10 +55,11 @@ impl Probes {
         let capture = &options.capture;
         let sources =
             Sources { v4: Some(capture.probe_v4), v6: capture.ipv6.then_some(capture.probe_v6) };
+        let branch = options.branch;
         std::thread::Builder::new().name("probes start".to_owned()).spawn(move || {
             let mut pause = FIRST_PAUSE;
             while let Some(probes) = own.upgrade() {
-                match begin(&backend, sources, &found) {
+                match begin(&backend, sources, branch, &found) {
                     Ok((keeper, events)) => {
                         let _ = probes.keeper.set(keeper);
                         drop(probes);
@@ -162,6 +163,7 @@ fn failed(error: &HostError) -> Failure {
 fn begin(
     backend: &NodeBackend,
     sources: Sources,
+    branch: bool,
     found: &impl Fn(IpAddr),
 ) -> Result<(Keeper, Receiver<Event>), String> {
     let mounted = Path::new(HOST_PROC).join("1/ns/net");
@@ -178,7 +180,7 @@ fn begin(
     let seen = seen.map_err(|error| causes(&error))?;
     let (sender, events) = channel();
     let tools = host_tools(backend, &host)?;
-    let mut config = Config { sources, ..Config::new(host, proc, programmer) };
+    let mut config = Config { sources, branch, ..Config::new(host, proc, programmer) };
     config.tools = config.tools.or(tools);
     let keeper = Keeper::start(config, sender).map_err(|error| causes(&error))?;
     let mut known: BTreeMap<IpAddr, BTreeSet<Target>> = BTreeMap::new();

@@ -46,6 +46,18 @@ pub(super) struct AmbientArgs {
         value_parser = switch
     )]
     pub(super) ambient_ipv6: Switch,
+    /// With AWS' security groups for pods: add the policy rules that kubelet's probes of
+    /// pods behind branch interfaces need.
+    #[arg(
+        long,
+        env = "AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        default_value = "true",
+        value_parser = switch
+    )]
+    pub(super) ambient_enable_aws_branch_eni_probe: Switch,
     /// Source address of kubelet's probes to ambient pods.
     #[arg(
         long,
@@ -110,6 +122,7 @@ impl AmbientArgs {
             socket: self.socket(),
             system_namespace: self.system_namespace.clone(),
             audit: self.audit(),
+            branch: self.ambient_enable_aws_branch_eni_probe.is_on(),
             capture: AmbientConfig {
                 dns_capture: self.ambient_dns_capture.is_on(),
                 ipv6: self.ambient_ipv6.is_on(),
@@ -130,10 +143,11 @@ impl AmbientArgs {
         Duration::from_secs(self.audit_seconds.max(1).into())
     }
 
-    pub(super) fn switches(&self) -> [(&'static str, &Switch); 3] {
+    pub(super) fn switches(&self) -> [(&'static str, &Switch); 4] {
         [
             ("ambient-dns-capture", &self.ambient_dns_capture),
             ("ambient-ipv6", &self.ambient_ipv6),
+            ("ambient-enable-aws-branch-eni-probe", &self.ambient_enable_aws_branch_eni_probe),
             ("audit-on-change", &self.audit_on_change),
         ]
     }

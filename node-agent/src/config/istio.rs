@@ -9,9 +9,9 @@ use clap::Args;
 pub(super) const IGNORED: &str = "\
 Also accepted from the environment without effect: AMBIENT_RECONCILE_POD_RULES_ON_STARTUP
 (they always are), AMBIENT_DISABLE_SAFE_UPGRADE (nothing is ever uninstalled at exit:
-see `sluice cleanup`), AMBIENT_USE_SCOPED_XTABLES_LOCKING,
-AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE, ALLOW_SWITCH_TO_HOST_NS (the host's namespace is
-found by itself), REVISION, POD_NAME, CURRENT_AGENT_VERSION, REPAIR_RUN_AS_DAEMON, CNI_NET_DIR.
+see `sluice cleanup`), AMBIENT_USE_SCOPED_XTABLES_LOCKING, ALLOW_SWITCH_TO_HOST_NS (the
+host's namespace is found by itself), REVISION, POD_NAME, CURRENT_AGENT_VERSION,
+REPAIR_RUN_AS_DAEMON, CNI_NET_DIR.
 
 A flag wins over its variable. A variable that is there but empty is set. A boolean
 that is none is false, with a warning.";

@@ -27,6 +27,7 @@ impl AgentArgs {
             "ztunnel-uds-address": self.ambient.socket(),
             "AMBIENT_DNS_CAPTURE": self.ambient.ambient_dns_capture.is_on(),
             "AMBIENT_IPV6": self.ambient.ambient_ipv6.is_on(),
+            "AMBIENT_ENABLE_AWS_BRANCH_ENI_PROBE": self.ambient.ambient_enable_aws_branch_eni_probe.is_on(),
             "HOST_PROBE_SNAT_IP": self.ambient.host_probe_snat_ip,
             "HOST_PROBE_SNAT_IPV6": self.ambient.host_probe_snat_ipv6,
             "SYSTEM_NAMESPACE": self.ambient.system_namespace,
