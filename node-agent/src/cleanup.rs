@@ -4,7 +4,7 @@
 
 use crate::config::CleanupArgs;
 use crate::failure::causes;
-use crate::install::{self, BinaryFate, REMOVED, Settings};
+use crate::install::{self, BinaryFate, Hold, REMOVED, Settings};
 use crate::log::{Format, Setup, Target};
 use crate::source::kubernetes::client::{Api, Verb};
 use crate::source::kubernetes::connect;
@@ -36,6 +36,8 @@ pub(crate) fn cleanup(args: &CleanupArgs) -> Result<()> {
         return runtime.block_on(wait(args, name));
     }
     let settings = args.settings()?;
+    // Before the mark: an agent that sees that one is to see this too.
+    let held = args.hold.then(|| Hold::take(&settings.run_dir)).transpose()?;
     take_out(&settings)?;
     if let Some(cache) = &args.cni_cache_dir {
         match install::remove_binary(&settings, cache)? {
@@ -46,7 +48,7 @@ pub(crate) fn cleanup(args: &CleanupArgs) -> Result<()> {
             }
         }
     }
-    if args.hold { runtime.block_on(hold(&settings)) } else { Ok(()) }
+    held.map_or(Ok(()), |held| runtime.block_on(hold(&settings, held)))
 }
 
 fn take_out(settings: &Settings) -> Result<()> {
@@ -65,25 +67,35 @@ fn take_out(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// An agent that is started takes the mark of the removal away before it installs.
-async fn hold(settings: &Settings) -> Result<()> {
+/// An agent that is started leaves a node alone that is held; one of an earlier version
+/// takes the mark of the removal away and installs.
+async fn hold(settings: &Settings, mut held: Hold) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     tracing::info!("staying, so that no agent installs again");
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
             () = tokio::time::sleep(HOLD) => {}
         }
         if settings.run_dir.join(REMOVED).exists() {
             continue;
         }
         tracing::warn!("an agent has begun to install again, taking it out");
+        // The run directory may have been wiped, and the lock with it.
+        match Hold::take(&settings.run_dir) {
+            Ok(new) => held = new,
+            Err(error) => {
+                tracing::error!(reason = %causes(&error), "agents are not kept from installing")
+            }
+        }
         if let Err(error) = take_out(settings) {
             tracing::error!(reason = format!("{error:#}"), "trying again");
         }
     }
+    drop(held);
+    Ok(())
 }
 
 /// As much of a DaemonSet as says how far it is.

@@ -54,7 +54,7 @@ mod watch;
 
 pub(crate) use attachment::{BinaryFate, remove_binary};
 pub(crate) use entry::PluginEntry;
-pub(crate) use removal::{REMOVED, remove};
+pub(crate) use removal::{Hold, REMOVED, remove};
 pub(crate) use run::Installer;
 
 use std::path::PathBuf;

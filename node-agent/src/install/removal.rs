@@ -7,12 +7,17 @@ use super::plan::{Directory, PlanError};
 use super::run::InstallError;
 use super::{Mode, Settings, directory};
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// File of the run directory that says that the mesh was removed from the node: a
 /// runtime that has not read the new configuration yet may still run the plugin,
 /// which then lets every pod pass. Holds [`Settings::installation`].
 pub(crate) const REMOVED: &str = "removed";
+
+/// File of the run directory that [`Hold`] is a lock on. Not the mark itself: that is
+/// replaced when it is set.
+const HOLD: &str = "removed.lock";
 
 /// What Istio's own install leaves, of which two hold a credential.
 const LEFTOVERS: [&str; 2] = ["istio-cni-kubeconfig", "istio-cni.log"];
@@ -129,6 +134,36 @@ pub(super) fn discard_leftovers(settings: &Settings) {
             }
         }
     }
+}
+
+/// Keeps agents that start from installing, for as long as it lives: the kernel lets go
+/// of it with the process, however that ends.
+#[derive(Debug)]
+pub(crate) struct Hold(#[expect(dead_code, reason = "the lock is what it is for")] fs::File);
+
+impl Hold {
+    /// Of the node with this run directory; any number of them at once.
+    ///
+    /// # Errors
+    /// When the directory cannot be written to.
+    pub(crate) fn take(run_dir: &Path) -> Result<Self, FileError> {
+        fs::create_dir_all(run_dir).map_err(FileError::at("create", run_dir))?;
+        let path = run_dir.join(HOLD);
+        let file = open_hold(&path).map_err(FileError::at("open", &path))?;
+        file.lock_shared().map_err(FileError::at("lock", &path))?;
+        Ok(Self(file))
+    }
+
+    /// Somebody has it. What cannot be told counts as nobody.
+    pub(super) fn is_held(run_dir: &Path) -> bool {
+        let Ok(file) = fs::File::open(run_dir.join(HOLD)) else { return false };
+        matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
+    }
+}
+
+fn open_hold(path: &Path) -> std::io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.create(true).write(true).truncate(false).mode(0o600).open(path)
 }
 
 /// The mark of a removal.

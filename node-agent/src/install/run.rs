@@ -7,7 +7,7 @@ use super::contest::{Contest, Rate};
 use super::entry::{PluginEntry, TYPE};
 use super::file::FileError;
 use super::plan::{Memory, Plan, PlanError, State, Want, plan};
-use super::removal::{Marker, Removal, discard_leftovers, take_out};
+use super::removal::{Hold, Marker, Removal, discard_leftovers, take_out};
 use super::watch::{Wake, Watcher};
 use super::{InstallEvent, Readiness, Settings, SettingsError, directory, file};
 use crate::failure::causes;
@@ -26,6 +26,9 @@ const MOMENT: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// Looks in a row when files change between look and write.
 const LOOKS: usize = 5;
+/// How long nobody may hold the node down until it is free: longer than an
+/// uninstallation takes from the end of its hold to the end of its agents.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Why the plugin is not installed.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,8 @@ enum Outcome {
     Later(Duration),
     /// The node was given up by `sluice cleanup`.
     Removed,
+    /// It was, before the agent started, and is not yet free for another installation.
+    Held,
 }
 
 /// Installs the plugin and keeps it installed.
@@ -71,6 +76,14 @@ pub(crate) struct Installer {
     written: BTreeMap<String, String>,
     rate: Rate,
     contest: Contest,
+    /// The agent started under somebody's [`Hold`], and installs when it is over.
+    returning: Option<Returning>,
+}
+
+/// Waits for a node to be free.
+#[derive(Debug, Default)]
+struct Returning {
+    free_since: Option<Instant>,
 }
 
 impl Installer {
@@ -96,6 +109,7 @@ impl Installer {
             written: BTreeMap::new(),
             rate: Rate::new(Instant::now()),
             contest: Contest::default(),
+            returning: None,
             settings,
         })
     }
@@ -110,7 +124,11 @@ impl Installer {
     ) {
         let marker = Marker::of(&self.settings.run_dir);
         if !marker.is_of(&self.settings.installation) {
-            marker.clear();
+            if Hold::is_held(&self.settings.run_dir) {
+                self.returning = Some(Returning::default());
+            } else {
+                marker.clear();
+            }
         }
         let names = self.binaries.names();
         let mut watcher = Watcher::new(&self.settings.net_dir, &self.settings.bin_dir, names);
@@ -135,8 +153,8 @@ impl Installer {
         changed: &mut bool,
         on_event: &impl Fn(InstallEvent),
     ) -> Result<Outcome, InstallError> {
-        if Marker::of(&self.settings.run_dir).is_there() {
-            return Ok(Outcome::Removed);
+        if let Some(outcome) = self.given_up() {
+            return Ok(outcome);
         }
         watcher.arm(std::iter::empty());
         file::sweep(&self.settings.net_dir, &[]);
@@ -154,6 +172,32 @@ impl Installer {
         let outcome = self.configure(watcher, changed, on_event);
         result?;
         outcome
+    }
+
+    /// Whether the node is given up. An uninstallation ends with the agents: one that was
+    /// started again in the middle of it must not install between the hold's end and its
+    /// own.
+    fn given_up(&mut self) -> Option<Outcome> {
+        let marker = Marker::of(&self.settings.run_dir);
+        let is_held = Hold::is_held(&self.settings.run_dir);
+        if !marker.is_there() {
+            if !is_held {
+                self.returning = None;
+            }
+            return None;
+        }
+        let Some(returning) = &mut self.returning else { return Some(Outcome::Removed) };
+        if is_held {
+            returning.free_since = None;
+            return Some(Outcome::Held);
+        }
+        if returning.free_since.get_or_insert_with(Instant::now).elapsed() < QUIET {
+            return Some(Outcome::Held);
+        }
+        tracing::info!("nobody cleans this node up any more, installing");
+        marker.clear();
+        self.returning = None;
+        None
     }
 
     fn configure(
@@ -308,6 +352,14 @@ impl Progress {
             Ok(Outcome::Removed) => {
                 publish(ready, false, "the mesh was removed from this node by `sluice cleanup`");
                 return Delay::watch(PERIOD);
+            }
+            Ok(Outcome::Held) => {
+                publish(
+                    ready,
+                    false,
+                    "the mesh is being removed from this node by `sluice cleanup --hold`; installing once that has ended",
+                );
+                return Delay::watch(SOON);
             }
             Ok(Outcome::Settled(state)) => state,
             Err(error) => return self.failed(&error, ready, on_event),

@@ -190,6 +190,30 @@ fn what_a_killed_installer_left_is_removed() {
     assert!(node.net(".sluice-fresh").exists());
 }
 
+/// `helm install` right after `helm uninstall`: the pod that holds the node down may end
+/// later than the new agent starts.
+#[test]
+fn an_agent_that_starts_under_a_hold_installs_when_that_is_over() {
+    let node = Node::owned();
+    node.write("10-net.conflist", LIST);
+    node.install();
+    let hold = Hold::take(&node.settings.run_dir).unwrap();
+    let other = Hold::take(&node.settings.run_dir).unwrap();
+    assert!(remove(&node.settings).errors.is_empty());
+    let running = node.start();
+    assert!(running.wait_unready().contains("cleanup --hold"));
+    drop(hold);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(node.chain(), ["main"], "another one still holds it");
+    drop(other);
+    running.wait_ready();
+    assert_eq!(node.chain(), ["main", "istio-cni"]);
+    // Given up once more, it stays so: nobody said that it is to come back.
+    assert!(remove(&node.settings).errors.is_empty());
+    until("given up", || (!running.ready.borrow().ready).then_some(()));
+    assert!(running.ready.borrow().reason.contains("was removed"));
+}
+
 #[test]
 fn odd_files_stop_nothing() {
     let node = Node::owned();
