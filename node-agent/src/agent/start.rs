@@ -118,7 +118,7 @@ async fn serve(
     let Prepared { args, run_dir, config, backend, mut installation, repair, ambient } = prepared;
     let hosts = Arc::new(Hosts::find()?);
     if let Some((_, entry)) = &mut installation {
-        entry.agent_host_network = hosts.agent_is_on_host();
+        entry.agent_host_network |= hosts.agent_is_on_host();
     }
     let health = Arc::new(Health::default());
     let health_port =

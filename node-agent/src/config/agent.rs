@@ -63,6 +63,19 @@ pub(crate) struct AgentArgs {
         allow_negative_numbers = true
     )]
     monitoring_port: Option<Integer>,
+    /// The agent's own pod is in the host's network: known by itself where the host's
+    /// processes can be seen, and by whoever deployed it elsewhere.
+    #[arg(
+        long,
+        env = "SLUICE_AGENT_HOST_NETWORK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_parser = switch,
+        default_value = "false",
+        hide = true
+    )]
+    agent_host_network: Switch,
     /// Print the settings that are in force, as JSON, and end.
     #[arg(long)]
     pub(crate) print_config: bool,
@@ -214,6 +227,7 @@ impl AgentArgs {
             log_level: self.log.plugin_level()?.to_owned(),
             run_dir: self.run_dir().display().to_string(),
             native_nftables: self.native_nftables.is_on(),
+            agent_host_network: self.agent_host_network.is_on(),
             enable_ambient_detection_retry: self.install.detection_retry(),
             ..policy
         };
@@ -236,6 +250,7 @@ impl AgentArgs {
     pub(crate) fn warnings(&self, entry: Entry) -> Vec<String> {
         let mut switches = vec![
             ("native-nftables", &self.native_nftables),
+            ("agent-host-network", &self.agent_host_network),
             ("ambient-enabled", &self.policy.ambient_enabled),
         ];
         switches.extend(self.installs.as_ref().map(|switch| ("install", switch)));
