@@ -22,6 +22,16 @@ def pod(node="node-a", labels=None, annotations=None, phase="Running", finalizer
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {"phase": phase}}
 
 
+# What the agent writes, as one of its own tests has it.
+STUCK = json.loads(Path(__file__).with_name("condition.json").read_text())
+READY = {"type": "Ready", "status": "True", "lastProbeTime": None, "lastTransitionTime": "2026-11-20T08:00:00Z"}
+
+
+def conditions(pod, *conditions, **status):
+    """The pod with these conditions, and what else its status has."""
+    return {**pod, "status": {**pod["status"], **status, "conditions": list(conditions)}}
+
+
 def case(name, old, new, refused=None, **more):
     """`refused`: part of the message, or None for an allowed request."""
     return {
@@ -36,7 +46,8 @@ def cases():
     bare = pod()
     other = pod("node-b")
     annotation, label, where = "no annotation but " + OWN, "no label but " + LABEL, "'node-a' may not write to pods of another node"
-    verb, status = "patch a pod's status subresource or delete a pod", "status or finalizers"
+    verb, status = "patch a pod's status subresource or delete a pod", "nor its status but for the condition " + STUCK["type"]
+    ready, well = conditions(enrolled, READY), {**STUCK, "status": "True", "reason": "Captured", "message": ""}
 
     def grown(start, **metadata):
         changed = copy.deepcopy(start)
@@ -70,6 +81,18 @@ def cases():
         case("another label removed", plain, pod(annotations={"a": "1"}), label),
         case("a key that only looks like ours", plain, grown(plain, annotations={OWN + "x": "1"}), annotation),
         case("the status changed", plain, {**plain, "status": {"phase": "Succeeded"}}, status),
+        case("condition added", ready, conditions(enrolled, READY, STUCK)),
+        case("condition added before the others", ready, conditions(enrolled, STUCK, READY)),
+        case("condition changed, annotation too", conditions(plain, READY, STUCK), conditions(enrolled, READY, well)),
+        case("condition removed", conditions(enrolled, READY, STUCK), ready),
+        case("first condition of a pod", plain, conditions(plain, STUCK)),
+        case("last condition removed", conditions(plain, STUCK), plain),
+        case("condition on another node", conditions(other, READY), conditions(other, READY, STUCK), where),
+        case("condition of the kubelet's changed", ready, conditions(enrolled, {**READY, "status": "False"}, STUCK), status),
+        case("condition of the kubelet's removed", ready, conditions(enrolled, STUCK), status),
+        case("another condition added", ready, conditions(enrolled, READY, STUCK, {**STUCK, "type": STUCK["type"] + "x"}), status),
+        case("condition beside another change", ready, conditions(enrolled, READY, STUCK, podIP="10.0.0.1"), status),
+        case("condition beside a removal", conditions(enrolled, READY, podIP="10.0.0.1"), conditions(enrolled, READY, STUCK), status),
         case("a finalizer added", bare, pod(finalizers=["x/y"]), status),
         case("a finalizer removed", pod(finalizers=["x/y"]), bare, status),
         case("the pod itself, not its status", plain, enrolled, verb, subresource=""),

@@ -23,12 +23,13 @@ OBJECTS = {
     "DaemonSet/istio-cni-node",
     "ClusterRole/istio-cni",
     "ClusterRoleBinding/istio-cni",
+    "ClusterRole/istio-cni-repair-role",
+    "ClusterRoleBinding/istio-cni-repair-rolebinding",
     # Ours.
     "ValidatingAdmissionPolicy/istio-cni-istio-system",
     "ValidatingAdmissionPolicyBinding/istio-cni-istio-system",
 }
 NAMESPACED = {"ServiceAccount/istio-cni", "ConfigMap/istio-cni-config", "DaemonSet/istio-cni-node"}
-# Not in the mode that writes nothing.
 REPAIR_OBJECTS = {"ClusterRole/istio-cni-repair-role", "ClusterRoleBinding/istio-cni-repair-rolebinding"}
 AMBIENT_OBJECTS = {"ClusterRole/istio-cni-ambient", "ClusterRoleBinding/istio-cni-ambient"}
 
@@ -73,6 +74,7 @@ CONFIG = {
     "SLUICE_BACKEND": None,
     "MONITORING_PORT": "15014",
     "SLUICE_HEALTH_ADDRESS": "127.0.0.1:15018",
+    "SLUICE_AGENT_HOST_NETWORK": "true",
 }
 
 # 8.4.
@@ -147,7 +149,7 @@ READ = ([""], ["pods", "namespaces"], None, ["get", "list", "watch"])
 EVENTS = ([""], ["events"], None, ["create"])
 STATUS = ([""], ["pods/status"], None, ["patch"])
 SCC = (["security.openshift.io"], ["securitycontextconstraints"], ["privileged"], ["use"])
-RBAC = {"istio-cni": [READ], "istio-cni-repair-role": None, "istio-cni-ambient": None}
+RBAC = {"istio-cni": [READ], "istio-cni-repair-role": [EVENTS], "istio-cni-ambient": None}
 
 # -- Sets of values ------------------------------------------------------------------
 # Name, values, where the result differs from the defaults.
@@ -161,14 +163,13 @@ CASES = [
             "more_objects": AMBIENT_OBJECTS,
             "config": {"AMBIENT_ENABLED": "true"},
             "mounts": AMBIENT_MOUNTS,
-            "rbac": {**RBAC, "istio-cni-ambient": [STATUS]},
+            "rbac": {**RBAC, "istio-cni-ambient": [EVENTS, STATUS]},
         },
     ),
     (
         "repair: delete",
         {"repair": {"repairPods": False, "deletePods": True, "labelPods": True}},
         {
-            "more_objects": REPAIR_OBJECTS,
             "config": {"REPAIR_REPAIR_PODS": "false", "REPAIR_DELETE_PODS": "true", "REPAIR_LABEL_PODS": "true"},
             "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
             "mounts": {"/host/proc": None},
@@ -179,7 +180,6 @@ CASES = [
         "repair: label",
         {"cni": {"repair": {"repairPods": False, "labelPods": True, "brokenPodLabelKey": "x/y", "brokenPodLabelValue": "z"}}},
         {
-            "more_objects": REPAIR_OBJECTS,
             "config": {
                 "REPAIR_REPAIR_PODS": "false",
                 "REPAIR_LABEL_PODS": "true",
@@ -195,6 +195,7 @@ CASES = [
         "repair: off",
         {"repair": {"enabled": False}},
         {
+            "no_objects": REPAIR_OBJECTS,
             "config": {"REPAIR_ENABLED": "false"},
             "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
             "mounts": {"/host/proc": None},
@@ -273,7 +274,8 @@ CASES = [
         {"hostNetwork": False, "global": {"networkPolicy": {"enabled": True}}, "repair": {"enabled": False}, "revision": "r1"},
         {
             "more_objects": {"NetworkPolicy/istio-cni-r1"},
-            "config": {"REPAIR_ENABLED": "false", "SLUICE_HEALTH_ADDRESS": ":8000"},
+            "no_objects": REPAIR_OBJECTS,
+            "config": {"REPAIR_ENABLED": "false", "SLUICE_HEALTH_ADDRESS": ":8000", "SLUICE_AGENT_HOST_NETWORK": "false"},
             "spec": POD_NETWORK,
             "environment": {"ALLOW_SWITCH_TO_HOST_NS": "true"},
             "readiness": {"httpGet": {"path": "/readyz", "port": 8000}},
@@ -378,7 +380,7 @@ HOOKS = [
     (0, "Job", "istio-cni-node-cleanup-wait"),
 ]
 
-# 1.7; the last is the kubelet's.
+# 1.7; then the kubelet's.
 METRICS = {
     "istio_cni_installs_total",
     "istio_cni_install_ready",
@@ -387,4 +389,6 @@ METRICS = {
     "nodeagent_reconcile_events_total",
     "ztunnel_connected",
     "container_memory_working_set_bytes",
+    # Ours.
+    "sluice_stuck_pods",
 }

@@ -14,6 +14,7 @@ INSTALLED = 'istio_cni_install_ready{instance="a"}'
 REFUSED = 'istio_cni_plugin_requests_total{instance="a",response_code="%s"}'
 REPAIRED = 'istio_cni_repair_pods_repaired_total{instance="a",type="repair",result="%s"}'
 INSTALLS = 'istio_cni_installs_total{instance="a",result="%s"}'
+STUCK = 'sluice_stuck_pods{instance="a",reason="%s"}'
 SCENARIOS = [
     ("IstioCNINotInstalled", {INSTALLED: "0x20"}, 10, {"severity": "critical", "instance": "a"}),
     ("IstioCNINotInstalled", {INSTALLED: "0x3 1x20"}, 10, None),
@@ -23,6 +24,8 @@ SCENARIOS = [
     ("IstioCNIInstallFailures", {INSTALLS % "COPY_BINARIES_FAILURE": "0 1x40"}, 30, None),
     ("IstioCNIPodsRefused", {REFUSED % "500": "0+2x40"}, 30, {"severity": "warning", "instance": "a"}),
     ("IstioCNIPodsRefused", {REFUSED % "200": "0+50x40"}, 30, None),
+    ("IstioCNIPodsStuck", {STUCK % "no-ztunnel": "0x5 3x20"}, 10, {"severity": "warning", "instance": "a", "reason": "no-ztunnel"}),
+    ("IstioCNIPodsStuck", {STUCK % "no-ztunnel": "0x5 3 0x20"}, 10, None),
     ("IstioCNIRepairFails", {REPAIRED % "fail": "0x5 1x40"}, 8, {"severity": "warning", "instance": "a", "type": "repair"}),
     ("IstioCNIRepairFails", {REPAIRED % "success": "0+1x40"}, 8, None),
     ("IstioCNIRepairsOften", {REPAIRED % "success": "0+1x80"}, 70, {"severity": "warning", "instance": "a"}),

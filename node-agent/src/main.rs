@@ -16,6 +16,7 @@ mod install;
 mod log;
 mod logsocket;
 mod metrics;
+mod notice;
 mod operator;
 mod record;
 mod repair;

@@ -37,7 +37,7 @@ pub struct Cluster {
     logs: Logs,
     /// The CNI directories of each node before there was anything of ours.
     untouched: Vec<CniFiles>,
-    _scratch: Arc<Scratch>,
+    scratch: Arc<Scratch>,
 }
 
 impl Cluster {
@@ -65,10 +65,16 @@ impl Cluster {
         let nodes: Vec<_> = nodes.collect::<Result<_>>()?;
         let client = plane.client();
         let untouched = Vec::new();
-        let mut cluster = Self { nodes, plane, client, helm, logs, untouched, _scratch: scratch };
+        let mut cluster = Self { nodes, plane, client, helm, logs, untouched, scratch };
         cluster.boot().map_err(|err| anyhow!("{err:#}\n{}", cluster.logs.complaints(10)))?;
         cluster.untouched = cluster.nodes.iter().map(cni_files).collect::<Result<_>>()?;
         Ok(cluster)
+    }
+
+    /// The run's directory.
+    #[must_use]
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     fn boot(&mut self) -> Result<()> {

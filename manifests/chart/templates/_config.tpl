@@ -37,6 +37,8 @@ SLUICE_BACKEND: {{ . | quote }}
 {{- end }}
 MONITORING_PORT: {{ int $v.monitoringPort | quote }}
 SLUICE_HEALTH_ADDRESS: {{ printf "%s:%s" (eq "true" (include "cni.hostNetwork" $v) | ternary "127.0.0.1" "") (include "cni.healthPort" $v) | quote }}
+# Without /host/proc the agent cannot see it.
+SLUICE_AGENT_HOST_NETWORK: {{ eq "true" (include "cni.hostNetwork" $v) | quote }}
 {{- if $v.findCniDirs }}
 SLUICE_HOST_ROOT: /host/root
 {{- end }}

@@ -8,6 +8,7 @@ use super::hints::compare;
 use super::{Agent, target};
 use crate::failure::Failure;
 use crate::health::Beat;
+use crate::notice::{State, Trouble};
 use crate::record::SandboxId;
 use crate::source::View;
 use attempts::Attempts;
@@ -271,9 +272,13 @@ impl Agent {
                 uid,
                 "captured late; connections from before go on uncaptured"
             );
+            self.say(pod, State::Well);
             return Done::Remove;
         };
         if self.audit.attempts.failed(name, &why) {
+            if matches!(wanted, enroll::Decision::Sidecar) {
+                self.say(pod, State::Stuck(Trouble::Rules, why.clone()));
+            }
             tracing::error!(
                 ns,
                 pod = pod_name,

@@ -16,6 +16,7 @@ use super::Agent;
 use crate::ambient::{Figures, Why};
 use crate::backend::routing_of;
 use crate::failure::causes;
+use crate::notice::{State, Trouble};
 use crate::record::{Record, SandboxId};
 use crate::repair::place;
 use ::ambient::action::{Cause, Standing};
@@ -196,6 +197,7 @@ impl Agent {
         match found {
             Ok(Found::Fine(well)) => {
                 stands(Standing::Outside);
+                self.say(&record.pod(), State::Well);
                 let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
                 let (netns, rules) = (netns.id(), record.rules.clone());
                 well.map(|(generation, routing)| Seen {
@@ -215,6 +217,7 @@ impl Agent {
                 match self.put_right(id, record, netns) {
                     Ok(proof) => {
                         stands(Standing::Outside);
+                        self.say(&record.pod(), State::Well);
                         figures.repaired("rules");
                         tracing::error!(
                             ns,
@@ -226,15 +229,18 @@ impl Agent {
                             "rules of a sidecar pod had been changed and were put right"
                         );
                     }
-                    Err(reason) => tracing::error!(
-                        ns,
-                        pod,
-                        uid,
-                        sandbox,
-                        drift,
-                        reason,
-                        "rules of a sidecar pod were changed and cannot be put right; tried again"
-                    ),
+                    Err(reason) => {
+                        tracing::error!(
+                            ns,
+                            pod,
+                            uid,
+                            sandbox,
+                            drift,
+                            reason,
+                            "rules of a sidecar pod were changed and cannot be put right; tried again"
+                        );
+                        self.say(&record.pod(), State::Stuck(Trouble::Rules, reason));
+                    }
                 }
                 None
             }

@@ -10,6 +10,7 @@ mod drift;
 mod gate;
 mod hints;
 mod hosts;
+mod notice;
 mod running;
 mod start;
 mod target;
@@ -21,6 +22,7 @@ pub(crate) use start::run;
 use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::failure::{Failure, causes};
+use crate::notice::Notices;
 use crate::record::{Records, SandboxId};
 use crate::server::{Along, Caller, Service};
 use crate::snapshot::Keeper;
@@ -70,6 +72,8 @@ pub(crate) struct Agent {
     audit: Audit,
     /// Ambient capture, where that mode is on.
     ambient: OnceLock<Arc<Ambient>>,
+    /// What is said of pods in the cluster.
+    notices: Arc<Notices>,
     /// Looks at captured sidecar pods.
     rounds: OnceLock<Sender<drift::Word>>,
 }
@@ -130,6 +134,7 @@ impl Agent {
         backend: Arc<NodeBackend>,
         records: Arc<Records>,
         hosts: Arc<Hosts>,
+        notices: Arc<Notices>,
         run_dir: &Path,
     ) -> Self {
         let (keeper, audit) = (Keeper::new(run_dir), Audit::new(run_dir));
@@ -146,6 +151,7 @@ impl Agent {
             keeper,
             audit,
             ambient,
+            notices,
             rounds,
         }
     }

@@ -13,6 +13,7 @@ use crate::health::Health;
 use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
 use crate::metrics::{Metrics, Served};
+use crate::notice::{self, Notices};
 use crate::operator::{Desk, Known, OperatorSocket};
 use crate::record::Records;
 use crate::repair::{self, place};
@@ -143,6 +144,8 @@ async fn serve(
     let log_socket = LogSocket::bind(&run_dir)?;
     let (backend, records) = (Arc::new(backend), Arc::new(Records::open(&run_dir)?));
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
+    let writes = (ambient.is_some(), repair.is_some());
+    let notices = start_notices(&source, args, writes, &health);
     let known = Known::of_agent(&records, &config, ambient.as_ref(), &hosts, &backend);
     let shown = (source.clone(), Arc::clone(&backend));
     let (looked_at, followed) = (source.clone(), source.clone());
@@ -154,10 +157,11 @@ async fn serve(
         backend: Arc::clone(&backend),
         records: Arc::clone(&records),
         hosts: Arc::clone(&hosts),
+        notices: Arc::clone(&notices),
         proc: place::root(),
         watch: watch.clone(),
     });
-    let agent = Agent::new(source, config, backend, records, hosts, &run_dir);
+    let agent = Agent::new(source, config, backend, records, hosts, Arc::clone(&notices), &run_dir);
     let agent = Arc::new(agent);
     let figures = Arc::new(Figures::default());
     let audited = health.beats("drift", HOUSE_SILENCE);
@@ -175,6 +179,7 @@ async fn serve(
     let escaped = move || counted.escaped();
     let mut metrics = Metrics::new(Arc::clone(&health), looked_at, kind, escaped);
     metrics.also(Box::new(Samples(figures)));
+    metrics.also(Box::new(notice::Samples(notices)));
     let metrics = Arc::new(metrics);
     if let Some(port) = metrics_port {
         let metrics = Arc::clone(&metrics);
@@ -241,6 +246,22 @@ fn operate(
     let started = Instant::now();
     let desk = Desk { known, source, backend, health, ambient, figures, escaped, started };
     Ok(tokio::spawn(socket.run(Arc::new(desk))))
+}
+
+/// Says in the cluster what is wrong with pods. The chart gives the rights for it with
+/// ambient mode, and with repair.
+fn start_notices(
+    source: &Pods,
+    args: &AgentArgs,
+    (ambient, repair): (bool, bool),
+    health: &Health,
+) -> Arc<Notices> {
+    let notices = Arc::new(Notices::default());
+    let rights = notice::Rights { events: ambient || repair, conditions: ambient };
+    let node = args.source().kubernetes.node_name;
+    let writer = notice::Writer::new(Arc::clone(&notices), source.clone(), node, rights);
+    tokio::spawn(writer.run(health.beats("notices", HOUSE_SILENCE)));
+    notices
 }
 
 /// Repair needs to know how pods fare, which only a cluster tells.

@@ -3,17 +3,14 @@
 //! role and the chart's admission policy let it write.
 
 use super::subject::{REDIRECTION, text};
+use crate::notice::request::{Call, send};
 use crate::source::kubernetes::client::{Api, Verb};
 use crate::source::kubernetes::error::ApiError;
 use crate::source::kubernetes::object::PodName;
 use ambient::event::{Annotation, Failure};
-use http::{Method, Request, header};
+use http::Method;
 use serde::Deserialize;
 use serde_json::json;
-use std::time::Duration;
-
-/// Longest time for one request.
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// Writes the value to the pod of this uid; what version the object has since then,
 /// empty when there is no such pod any more.
@@ -30,16 +27,13 @@ pub(super) async fn annotate(
     // kubelet writes the status all the time, and this does not depend on it.
     let body = json!({"metadata": {"uid": uid, "annotations": {REDIRECTION: text(value)}}});
     let path = format!("/api/v1/namespaces/{}/pods/{}/status", name.namespace, name.name);
-    let request = Request::builder()
-        .method(Method::PATCH)
-        .uri(&path)
-        .header(header::CONTENT_TYPE, "application/merge-patch+json")
-        .header(header::ACCEPT, "application/json")
-        .body(body.to_string().into_bytes())
-        .map_err(|error| Failure::Refused(format!("patch {path}: {error}")))?;
-    let sent = tokio::time::timeout(LIMIT, api.call(Verb::Patch, "pods/status", request)).await;
-    let late = || Failure::Transient(format!("patch {path}: no answer in {} s", LIMIT.as_secs()));
-    match sent.map_err(|_| late())? {
+    let call = Call {
+        verb: Verb::Patch,
+        resource: "pods/status",
+        method: Method::PATCH,
+        kind: "application/merge-patch+json",
+    };
+    match send(api, call, &path, &body).await {
         Ok(json) => Ok(version(&json)),
         Err(ApiError::Refused { status: 404, .. }) => Ok(String::new()),
         // Another pod of the name by now; other conflicts pass.

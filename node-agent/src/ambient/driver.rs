@@ -10,6 +10,7 @@ use super::node::{Node, id, record_name};
 use super::probes::Probes;
 use super::report;
 use super::roster::Roster;
+use super::speaker::Speaker;
 use super::steps::Steps;
 use super::timers::Timers;
 use super::ztunnel::Ztunnels;
@@ -105,6 +106,7 @@ pub(super) struct Driver {
     requests: HashMap<RequestId, SyncSender<Result<(), Refusal>>>,
     next_request: u64,
     audits: Audits,
+    speaker: Speaker,
 }
 
 impl Driver {
@@ -121,6 +123,7 @@ impl Driver {
             // Nobody listens at the end of the process.
             drop(sender.send(Input::Done(key, outcomes)));
         });
+        let speaker = Speaker::new(Arc::clone(&node.notices));
         let steps = Steps::new(Arc::clone(&node), jobs, probes, Arc::clone(&figures));
         Self {
             roster: Roster::new(Arc::clone(&node)),
@@ -136,6 +139,7 @@ impl Driver {
             requests: HashMap::new(),
             next_request: 0,
             audits: Audits::new(feedback),
+            speaker,
         }
     }
 
@@ -293,8 +297,8 @@ impl Driver {
         self.steps.ended(key);
         for (step, outcome) in outcomes {
             let annotating = self.steps.over(step, &outcome);
-            if let (Some((uid, value)), Outcome::Annotated(Ok(version))) = (annotating, &outcome) {
-                self.roster.wrote(&uid, value, version);
+            if let (Some((uid, value)), Outcome::Annotated(Ok(version))) = (&annotating, &outcome) {
+                self.roster.wrote(uid, *value, version);
             }
             let is_written = matches!(outcome, Outcome::Programmed(Ok(_)));
             let (event, brought) = outcome.event(step);
@@ -302,6 +306,9 @@ impl Driver {
                 self.held.entry(netns).or_insert(held);
             }
             self.feed(event);
+            if let Some((uid, _)) = annotating {
+                self.say(&uid, None);
+            }
             if let (true, Key::Netns(netns)) = (is_written, key) {
                 self.audits.written(*netns);
             }
@@ -350,16 +357,40 @@ impl Driver {
                 self.timers.set(Due::Machine(timer), Instant::now() + delay + more);
             }
             Action::Cancel(timer) => self.timers.cancel(&Due::Machine(timer)),
-            Action::Standing { uid, standing } => self.figures.stands(&uid, standing),
+            Action::Standing { uid, standing } => {
+                self.figures.stands(&uid, standing);
+                self.say(&uid, None);
+            }
             Action::Report { uid, report } => {
                 let who = uid.as_ref().map(|uid| (uid, self.roster.told(uid)));
                 report::tell(who, &report);
+                self.say_reported(uid.as_ref(), &report);
                 // What was found is programmed again at once.
                 if let Report::Repaired { .. } | Report::Drifted { .. } = report {
                     self.figures.repaired("rules");
                 }
             }
             Action::Drained => tracing::info!("every ambient pod is un-enrolled"),
+        }
+    }
+
+    /// Says of a pod in the cluster how it stands.
+    fn say(&self, uid: &PodUid, report: Option<&Report>) {
+        self.speaker.pod(self.machine.pod(uid).as_ref(), self.roster.told(uid), report);
+    }
+
+    /// The same of every pod: not all that makes one well again is an event of its own.
+    fn say_all(&self) {
+        for view in self.machine.pods() {
+            self.speaker.pod(Some(&view), self.roster.told(&view.uid), None);
+        }
+    }
+
+    fn say_reported(&mut self, uid: Option<&PodUid>, report: &Report) {
+        if let Some(uid) = uid {
+            self.say(uid, Some(report));
+        } else if self.speaker.node(report) {
+            self.say_all();
         }
     }
 
@@ -406,6 +437,7 @@ impl Driver {
         }
         self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
         self.roster.cleared().iter().for_each(|name| self.gone(name));
+        self.say_all();
         let all: Vec<Audit> = self.machine.audits().collect();
         let checks = all.into_iter().filter_map(|audit| {
             let since = self.audits.take_one(audit.netns);

@@ -19,6 +19,7 @@ mod probes;
 mod program;
 mod report;
 mod roster;
+mod speaker;
 mod steps;
 mod subject;
 mod timers;

@@ -4,6 +4,7 @@ use super::jobs::Held;
 use super::options::Options;
 use crate::agent::Hosts;
 use crate::backend::NodeBackend;
+use crate::notice::Notices;
 use crate::record::{Record, Records, SandboxId};
 use crate::source::Pods;
 use ambient::id::NetnsId;
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) records: Arc<Records>,
     /// Namespaces that are never programmed.
     pub(crate) hosts: Arc<Hosts>,
+    /// What is said of pods in the cluster.
+    pub(crate) notices: Arc<Notices>,
     /// Directory of the host's processes.
     pub(crate) proc: PathBuf,
     /// Hears of changes in namespaces, where that can be had.

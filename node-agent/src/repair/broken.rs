@@ -70,6 +70,7 @@ mod tests {
             phase: Phase::Pending,
             deleting: false,
             addresses: Vec::new(),
+            captured: None,
             init,
             workload: crate::source::workload::Workload::default(),
         }

@@ -182,6 +182,7 @@ mod tests {
             phase: Phase::Running,
             deleting: false,
             addresses: Vec::new(),
+            captured: None,
             init: Vec::new(),
             workload: crate::source::workload::Workload::default(),
         }

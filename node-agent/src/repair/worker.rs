@@ -5,6 +5,7 @@ use super::{Mode, Outcome, Settings};
 use crate::agent::{Agent, RunningError};
 use crate::health::Beat;
 use crate::metrics::Metrics;
+use crate::notice::{State, Trouble};
 use crate::source::kubernetes::Kubernetes;
 use crate::source::kubernetes::object::{NodePod, PodName, Seen};
 use std::collections::{HashMap, HashSet};
@@ -203,6 +204,7 @@ impl Worker {
             Ok(proof) => {
                 self.count(Outcome::Success);
                 tracing::warn!(%name, uid, proof, "programmed a pod that started without rules");
+                self.agent.say(&pod.facts, State::Well);
                 self.early.remove(&uid);
                 self.repaired.insert(name.clone(), uid);
                 Ended::Done
@@ -210,6 +212,7 @@ impl Worker {
             Err(reason) => {
                 self.count(Outcome::Fail);
                 tracing::error!(%name, uid, reason, "cannot program a pod that started without rules");
+                self.agent.say(&pod.facts, State::Stuck(Trouble::Rules, reason));
                 Ended::Again
             }
         }
@@ -228,11 +231,13 @@ impl Worker {
             Ok(None) => {}
             Ok(Some(proof)) => {
                 self.metrics.early(Outcome::Success);
+                self.agent.say(&pod.facts, State::Well);
                 tracing::warn!(%name, uid, proof, "programmed a pod that was started before the agent and ran uncaptured");
             }
             Err(reason) => {
                 self.metrics.early(Outcome::Fail);
                 tracing::error!(%name, uid, reason, "cannot find out or mend whether a pod from before the agent runs uncaptured");
+                self.agent.say(&pod.facts, State::Stuck(Trouble::Rules, reason));
                 return Ended::Again;
             }
         }

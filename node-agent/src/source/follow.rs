@@ -4,6 +4,7 @@ use super::kubernetes::Kubernetes;
 use super::kubernetes::object::{NodePod, PodName, Seen};
 use super::workload::Workload;
 use super::{Directory, Pods, manifest};
+use crate::notice::Captured;
 use redirect::pod::{Namespace, Pod};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -47,6 +48,8 @@ pub(crate) struct Status<'a> {
     pub(crate) over: bool,
     /// It is being deleted.
     pub(crate) deleting: bool,
+    /// What our condition on it says.
+    pub(crate) captured: Option<Captured>,
 }
 
 impl Told {
@@ -94,6 +97,7 @@ impl Told {
             addresses: &pod.addresses,
             over: pod.is_over(),
             deleting: pod.deleting,
+            captured: pod.captured,
         })
     }
 

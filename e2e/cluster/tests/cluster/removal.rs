@@ -7,6 +7,7 @@ use e2e_cluster::images::FIRST;
 use e2e_cluster::pods::{injected, plain};
 use e2e_cluster::wait::{PATIENCE, until_ok};
 use e2e_node::programs::workspace;
+use serde_json::Value;
 use std::time::Duration;
 
 /// Objects in no namespace, which go with none.
@@ -115,6 +116,19 @@ pub(crate) fn by_helm(cluster: &mut Cluster) -> Result<()> {
     start_and_stop(cluster, space)
 }
 
+/// `helm uninstall`, and `helm install` at once: the pods that cleaned may still be there
+/// when the new agents start.
+pub(crate) fn install_again(cluster: &mut Cluster) -> Result<()> {
+    cluster.install(FIRST)?;
+    cluster.helm(&["uninstall", RELEASE, "-n", SYSTEM, "--timeout", "180s"])?;
+    cluster.install(FIRST)?;
+    let space = "again";
+    cluster.namespace(space)?;
+    cluster.client.apply(&injected(plain(space, "meshed", "node1")))?;
+    cluster.wait_ready(space, "meshed")?;
+    cluster.client.delete(&["namespace", space])
+}
+
 /// `helm uninstall --no-hooks`: the chain stays, and lets those pass that are certain to
 /// be outside of the mesh; cleanup by hand is still possible.
 pub(crate) fn by_helm_without_hooks(cluster: &mut Cluster) -> Result<()> {
@@ -172,13 +186,25 @@ pub(crate) fn uninstalled(cluster: &Cluster) -> Result<()> {
 
 /// A mesh pod on the first node that saw that nobody captures it.
 pub(crate) fn start_broken(cluster: &Cluster, space: &str, pod: &str) -> Result<()> {
-    cluster.client.apply(&injected(plain(space, pod, "node1")))?;
+    start_broken_as(cluster, space, pod, |_| {})
+}
+
+/// The same with something else about it.
+pub(crate) fn start_broken_as(
+    cluster: &Cluster,
+    space: &str,
+    pod: &str,
+    change: impl Fn(&mut Value),
+) -> Result<()> {
+    let mut manifest = injected(plain(space, pod, "node1"));
+    change(&mut manifest);
+    cluster.client.apply(&manifest)?;
     until_ok("a mesh pod that sees that nobody captures it", PATIENCE, || {
         let pod = cluster.client.get(&["pod", pod, "-n", space])?;
         let state = &pod["status"]["initContainerStatuses"][0];
         let code = state.pointer("/lastState/terminated/exitCode");
         let code = code.or_else(|| state.pointer("/state/terminated/exitCode"));
-        let code = code.and_then(serde_json::Value::as_i64).context("not ended yet")?;
+        let code = code.and_then(Value::as_i64).context("not ended yet")?;
         ensure!(code == i64::from(e2e_node::validation::NOT_REDIRECTED), "ended with {code}");
         Ok(())
     })

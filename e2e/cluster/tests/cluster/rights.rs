@@ -1,7 +1,7 @@
 //! What the agents ask of the API server, next to what the chart lets them.
 
 use crate::outage::{put_static, remove_static};
-use crate::removal::{start_broken, uninstalled};
+use crate::removal::{start_broken, start_broken_as, uninstalled};
 use anyhow::{Context, Result, ensure};
 use e2e_cluster::cluster::Cluster;
 use e2e_cluster::images::FIRST;
@@ -54,20 +54,24 @@ fn used(cluster: &Cluster, from: usize) -> Result<BTreeSet<Right>> {
     Ok(rights)
 }
 
-fn wait_equal(cluster: &Cluster, from: usize, roles: &[&str]) -> Result<()> {
+/// Waits until each right of the roles is used, and nothing else was.
+pub(crate) fn wait_equal(cluster: &Cluster, from: usize, roles: &[&str]) -> Result<()> {
     let mut granted = granted(cluster, roles)?;
     // Of a namespace that is younger than what the agent has seen of namespaces, and only
     // where its labels decide: in ambient mode.
-    granted.remove(&("get".to_owned(), "namespaces".to_owned()));
+    let perhaps = ("get".to_owned(), "namespaces".to_owned());
+    granted.remove(&perhaps);
     until_ok("each right is used", PATIENCE, || {
-        let used = used(cluster, from)?;
+        let mut used = used(cluster, from)?;
+        used.remove(&perhaps);
         ensure!(used == granted, "used {used:?}, granted {granted:?}");
         Ok(())
     })
 }
 
 /// No request is refused, and no rule is there for nothing: with the chart's defaults, and
-/// where repairing means deleting.
+/// where repairing means deleting. What the defaults may write is an Event about a pod
+/// that cannot be captured.
 pub(crate) fn fit(cluster: &mut Cluster) -> Result<()> {
     uninstalled(cluster)?;
     let space = "rights-fit";
@@ -86,15 +90,30 @@ pub(crate) fn fit(cluster: &mut Cluster) -> Result<()> {
     put_static(&cluster.nodes[1], injected(plain("nowhere", "unknown", "")), 18084)?;
     wait_equal(cluster, from, &["istio-cni", "istio-cni-repair-role"])?;
 
+    for node in &cluster.nodes {
+        remove_static(node, "unknown")?;
+    }
+    uninstalled(cluster)?;
+    start_broken_as(cluster, space, "hopeless", |pod| {
+        let key = "traffic.sidecar.istio.io/includeInboundPorts";
+        pod["metadata"]["annotations"][key] = "8080,http".into();
+    })?;
     let from = cluster.plane.audit()?.len();
     cluster.install(FIRST)?;
-    let role = cluster.client.attempt(&["get", "clusterrole", "istio-cni-repair-role"])?;
-    ensure!(!role.status.success(), "repairing by itself needs no right");
+    until_ok("an event that says what is wrong", PATIENCE, || {
+        let events = cluster.events(space, "hopeless")?;
+        let said = |event: &String| {
+            ["Warning CaptureRulesFailed: ", "includeInboundPorts", "http"]
+                .iter()
+                .all(|word| event.contains(word))
+        };
+        ensure!(events.iter().any(said), "{events:?}");
+        Ok(())
+    })?;
     for (node, space) in [(0, space), (1, "nowhere")] {
-        remove_static(&cluster.nodes[node], "unknown")?;
         put_static(&cluster.nodes[node], injected(plain(space, "unknown-2", "")), 18085)?;
     }
-    wait_equal(cluster, from, &["istio-cni"])?;
+    wait_equal(cluster, from, &["istio-cni", "istio-cni-repair-role"])?;
     for node in &cluster.nodes {
         remove_static(node, "unknown-2")?;
     }

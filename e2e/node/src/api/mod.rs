@@ -12,6 +12,7 @@ mod control;
 mod fault;
 mod generate;
 mod http;
+mod merge;
 mod select;
 mod serve;
 mod store;
@@ -218,6 +219,13 @@ impl Server {
     pub fn object(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         let state = self.shared.lock();
         state.store.get(resource, namespace, name).map(|object| (*object).clone())
+    }
+
+    /// All objects of a resource in a namespace.
+    #[must_use]
+    pub fn objects(&self, resource: &str, namespace: &str) -> Vec<Value> {
+        let state = self.shared.lock();
+        state.store.list(resource, namespace).iter().map(|object| (**object).clone()).collect()
     }
 
     /// Adds generated pods on a node, and generated namespaces.

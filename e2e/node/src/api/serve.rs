@@ -1,6 +1,7 @@
 //! One connection: requests in, answers out, faults in between.
 
 use super::http::{self, Request};
+use super::merge::{merge, merge_strategically};
 use super::select::Selector;
 use super::store::kind_of;
 use super::watch::{watch, watch_refusal};
@@ -278,7 +279,12 @@ fn reply(shared: &Shared, route: &Route, request: &Request, lie: &dyn Fn(&mut Va
                 (_, None) => return missing(),
                 (_, Some(known)) => {
                     let mut object = (*known).clone();
-                    merge(&mut object, &body);
+                    let strategic = request
+                        .headers
+                        .get("content-type")
+                        .is_some_and(|kind| kind.contains("strategic"));
+                    let apply = if strategic { merge_strategically } else { merge };
+                    apply(&mut object, &body);
                     object
                 }
             };
@@ -316,25 +322,6 @@ fn delete(shared: &Shared, route: &Route, request: &Request) -> Option<Reply> {
     let last = state.store.remove(resource, namespace, name)?;
     shared.changed.notify_all();
     Some(Reply::json(200, &last))
-}
-
-/// RFC 7396.
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    if let Some(target) = target.as_object_mut() {
-        for (key, value) in patch {
-            match value {
-                Value::Null => drop(target.remove(key)),
-                value => merge(target.entry(key.clone()).or_insert(Value::Null), value),
-            }
-        }
-    }
 }
 
 /// Whole, or its metadata only when that is what the client accepts first.

@@ -9,6 +9,7 @@ mod crowd;
 mod drift;
 mod enrol;
 mod live;
+mod loud;
 mod moved;
 mod probe;
 mod restart;

@@ -60,6 +60,11 @@ impl ApiError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
+    /// The agent may not.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused { status: 403, .. })
+    }
+
     /// The version that was asked from is too old: list anew.
     pub(crate) fn is_expired(&self) -> bool {
         matches!(self, Self::Refused { status: 410, .. })

@@ -10,6 +10,7 @@ use super::raw::{
     Map, RawContainer, RawContainerStatus, RawMeta, RawPod, RawSpec, RawStatus, Text, filled,
     values,
 };
+use crate::notice::{CONDITION, Captured};
 use crate::source::workload::{Checks, Workload};
 use redirect::host::Declared;
 use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
@@ -61,6 +62,8 @@ pub(crate) struct NodePod {
     pub(crate) deleting: bool,
     /// `status.podIPs`; empty until its sandbox is there.
     pub(crate) addresses: Vec<IpAddr>,
+    /// What our condition on it says.
+    pub(crate) captured: Option<Captured>,
     /// How its init containers fare, native sidecars among them.
     pub(crate) init: Vec<InitStatus>,
     /// What ambient capture asks besides.
@@ -203,6 +206,7 @@ pub(super) fn pod(json: &str, scope: &Scope) -> Decoded<(PodName, Seen)> {
         phase: phase(status.phase.as_deref()),
         deleting: meta.deletion_timestamp.is_some(),
         addresses: addresses(&status),
+        captured: captured(&status),
         init: status.init_container_statuses.unwrap_or_default().iter().map(init).collect(),
         workload,
     };
@@ -326,6 +330,12 @@ fn addresses(status: &RawStatus<'_>) -> Vec<IpAddr> {
         all.extend(status.pod_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok()));
     }
     all
+}
+
+fn captured(status: &RawStatus<'_>) -> Option<Captured> {
+    let mut all = status.conditions.iter().flatten();
+    let own = all.find(|condition| condition.kind.as_deref() == Some(CONDITION))?;
+    Some(if own.status.as_deref() == Some("True") { Captured::Yes } else { Captured::No })
 }
 
 fn init(raw: &RawContainerStatus<'_>) -> InitStatus {

@@ -170,6 +170,16 @@ pub(super) struct RawStatus<'a> {
     pub(super) pod_ips: Option<Vec<RawIp<'a>>>,
     #[serde(borrow)]
     pub(super) init_container_statuses: Option<Vec<RawContainerStatus<'a>>>,
+    #[serde(borrow)]
+    pub(super) conditions: Option<Vec<RawCondition<'a>>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawCondition<'a> {
+    #[serde(borrow, rename = "type")]
+    pub(super) kind: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) status: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
