@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub enum Command {
     /// Nothing.
     Look,
+    /// Nothing, and not to say what it was asked and what ran through it, which is much
+    /// after a while.
+    Glance,
     /// To do these things wrong from now on, and no others.
     Fail(Faults),
     /// That XDS says this from now on.
@@ -137,14 +140,16 @@ pub(super) fn serve(shared: &Arc<Shared>) -> Result<()> {
 fn answer(shared: &Shared, mut stream: UnixStream) -> Result<()> {
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
-    match serde_json::from_str(&line)? {
-        Command::Look => {}
+    let command = serde_json::from_str(&line)?;
+    let is_whole = !matches!(command, Command::Glance);
+    match command {
+        Command::Look | Command::Glance => {}
         Command::Fail(faults) => *shared.faults() = faults,
         Command::Know(workloads) => shared.tell(workloads),
         Command::Name(names) => shared.name(names),
         Command::HangUp => shared.hang_up(),
     }
-    let mut status = serde_json::to_vec(&shared.status())?;
+    let mut status = serde_json::to_vec(&shared.status(is_whole))?;
     status.push(b'\n');
     Ok(stream.write_all(&status)?)
 }

@@ -26,7 +26,7 @@ fn answer(shared: &Shared, mut stream: TcpStream) -> Result<()> {
     let first = lines.next().context("no request")??;
     // The whole head is read, or the end of the connection would be a reset.
     while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-    let status = shared.status();
+    let status = shared.status(false);
     let (code, body) = match first.split(' ').nth(1) {
         Some("/healthz/ready") if status.ready => ("200 OK", "ready\n".to_owned()),
         Some("/healthz/ready") => {

@@ -215,11 +215,11 @@ impl Shared {
         }
     }
 
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&self, is_whole: bool) -> Status {
         let connected = lock(&self.connection).is_some();
         let connections = self.connections.load(Ordering::SeqCst);
-        let records = lock(&self.records).clone();
-        let requests = lock(&self.notes).clone();
+        let records = if is_whole { lock(&self.records).clone() } else { Vec::new() };
+        let requests = if is_whole { lock(&self.notes).clone() } else { Vec::new() };
         Status::of(&self.workloads(), connected, connections, requests, records)
     }
 }

@@ -55,6 +55,14 @@ impl Ztunnel {
         tell(&self.control, command)
     }
 
+    /// How it is, without what it was asked and what ran through it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn glance(&self) -> Result<Status> {
+        self.tell(&Command::Glance)
+    }
+
     /// How it is.
     ///
     /// # Errors

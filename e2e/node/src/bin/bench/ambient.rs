@@ -2,7 +2,8 @@
 //! agent. ztunnel is the fake one of the suite, which answers at once.
 
 use super::figure::{Figure, Samples};
-use super::node::{self, MESH, Pod, Sandbox, addresses, programs};
+use super::memory::resident;
+use super::node::{self, MESH, Pod, Sandbox, addition, addresses, call, programs};
 use anyhow::{Context, Result, bail, ensure};
 use e2e_node::agent::{self, Directories, NODE_NAME, namespace};
 use e2e_node::api::Server;
@@ -11,11 +12,12 @@ use e2e_node::lab::{Namespace, Scratch};
 use e2e_node::process::Running;
 use e2e_node::programs::Programs;
 use e2e_node::ztunnel::{Config, Faults, Status, Ztunnel};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use sys::netns::within;
 
@@ -26,6 +28,8 @@ const ALONE: usize = 40;
 /// Pods and connections that are there while the agent restarts, and pods of the audit.
 const HELD: usize = 250;
 const CONNECTIONS: usize = 1000;
+/// ADDs that a runtime has under way at a time.
+const RUNTIME: usize = 32;
 /// How long the audit is watched, with one look a second.
 const WATCHED: Duration = Duration::from_secs(20);
 /// What one pod's answer is late by.
@@ -54,12 +58,14 @@ struct Member {
     _process: Running,
 }
 
-/// Times in milliseconds, connections lost.
+/// Times in milliseconds, connections lost. Processor times are the agent's.
 pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>> {
     let mut stage = Stage::set(dist, scratch)?;
     let mut figures = stage.at_once()?;
-    figures.extend(stage.alone()?);
-    stage.pods.truncate(HELD);
+    figures.extend(stage.alone("by-label")?);
+    stage.pass(ALONE)?;
+    figures.extend(stage.alone("by-label-after-add")?.into_iter().take(1));
+    figures.extend(stage.by_add()?);
     figures.extend(stage.restart()?);
     figures.extend(stage.audit()?);
     Ok(figures)
@@ -101,10 +107,15 @@ impl Stage {
     /// The pod of a sandbox as the API has it, with its own mode.
     fn put(&self, number: usize, mode: Option<&str>) -> Result<()> {
         let member = self.pods.iter().find(|m| m.number == number).context("no such pod")?;
-        let mut manifest = member.pod.plain();
         let (v4, v6) = addresses(number);
+        let status = json!({"phase": "Running", "podIPs": [{"ip": v4}, {"ip": v6}]});
+        self.publish(member.pod, status, mode)
+    }
+
+    fn publish(&self, pod: Pod, status: Value, mode: Option<&str>) -> Result<()> {
+        let mut manifest = pod.plain();
         manifest["spec"]["nodeName"] = json!(NODE_NAME);
-        manifest["status"] = json!({"phase": "Running", "podIPs": [{"ip": v4}, {"ip": v6}]});
+        manifest["status"] = status;
         if let Some(mode) = mode {
             manifest["metadata"]["labels"] = json!({MODE: mode});
         }
@@ -122,7 +133,7 @@ impl Stage {
     /// Waits until ztunnel is so; how long that took.
     fn wait(&self, what: &str, is: impl Fn(&Status) -> bool) -> Result<Duration> {
         let begun = Instant::now();
-        while !is(&self.ztunnel.status()?) {
+        while !is(&self.ztunnel.glance()?) {
             if begun.elapsed() > PATIENCE {
                 bail!(
                     "in vain: {what}; {}",
@@ -136,9 +147,12 @@ impl Stage {
 
     /// A namespace is labelled; and again, while ztunnel is late about one pod.
     fn at_once(&self) -> Result<Vec<Figure>> {
-        let mut all = Samples::default();
+        let (mut all, mut work) = (Samples::default(), Samples::default());
+        let pid = self.agent.as_ref().context("no agent")?.pid();
+        let before = cpu(pid)?;
         self.label(Some("ambient"))?;
         all.add(self.wait("all pods", |status| status.active() == PODS)?);
+        work.add(cpu(pid)?.saturating_sub(before));
         self.label(None)?;
         self.wait("no pod", |status| status.workloads.is_empty())?;
 
@@ -157,6 +171,7 @@ impl Stage {
         self.wait("no pod", |status| status.workloads.is_empty())?;
         Ok(vec![
             Figure::new(&format!("ambient/enrol/{PODS}-at-once"), "ms", &all, None)?,
+            Figure::new(&format!("ambient/enrol/{PODS}-at-once/cpu"), "ms", &work, None)?,
             Figure::new(
                 &format!("ambient/enrol/{}-beside-one-late", PODS - 1),
                 "ms",
@@ -167,7 +182,7 @@ impl Stage {
     }
 
     /// One pod after the other is labelled, and the agent's own figures of the steps.
-    fn alone(&self) -> Result<Vec<Figure>> {
+    fn alone(&self, way: &str) -> Result<Vec<Figure>> {
         let before = self.stages()?;
         let mut alone = Samples::default();
         for member in self.pods.iter().take(ALONE) {
@@ -181,7 +196,8 @@ impl Stage {
             self.put(member.number, None)?;
         }
         self.wait("no pod", |status| status.workloads.is_empty())?;
-        let mut figures = vec![Figure::new("ambient/enrol/alone", "ms", &alone, None)?];
+        let mut figures =
+            vec![Figure::new(&format!("ambient/enrol/alone/{way}"), "ms", &alone, None)?];
         for (stage, (sum, count)) in after {
             let (former, had) =
                 before.iter().find(|(s, _)| *s == stage).map_or((0.0, 0.0), |(_, of)| *of);
@@ -195,6 +211,73 @@ impl Stage {
                 )?);
             }
         }
+        Ok(figures)
+    }
+
+    /// The runtime makes the sandboxes of pods that are outside the mesh.
+    fn pass(&self, pods: usize) -> Result<()> {
+        let (plugin, run) = (&self.programs.plugin, &self.directories.run);
+        self.pods.iter().take(pods).try_for_each(|member| add(plugin, run, member).map(drop))
+    }
+
+    /// Other pods in the same sandboxes: ambient from the start. Some of them one after
+    /// the other, then the rest as fast as a runtime can.
+    fn by_add(&mut self) -> Result<Vec<Figure>> {
+        for member in &mut self.pods {
+            self.server.remove("pods", MESH, &member.pod.name());
+            member.pod.number += PODS;
+        }
+        for member in &self.pods {
+            self.publish(member.pod, json!({"phase": "Pending"}), Some("ambient"))?;
+        }
+        let (mut alone, mut each) = (Samples::default(), Samples::default());
+        let (first, rest) = self.pods.split_at(ALONE);
+        let (plugin, run) = (&self.programs.plugin, &self.directories.run);
+        for member in first {
+            alone.add(add(plugin, run, member)?);
+        }
+        let pid = self.agent.as_ref().context("no agent")?.pid();
+        let (begun, before) = (Instant::now(), cpu(pid)?);
+        let next = AtomicUsize::new(0);
+        let again = AtomicUsize::new(0);
+        // A runtime tries again what its plugin's deadline ended.
+        let persist = |member: &Member| loop {
+            match add(plugin, run, member) {
+                Err(error) if again.fetch_add(1, Ordering::Relaxed) > PODS => return Err(error),
+                Err(_) => {}
+                done => return done,
+            }
+        };
+        let work = || -> Result<Vec<Duration>> {
+            let take = || rest.get(next.fetch_add(1, Ordering::Relaxed));
+            std::iter::from_fn(take).map(persist).collect()
+        };
+        let times = std::thread::scope(|scope| -> Result<Vec<Duration>> {
+            let workers: Vec<_> = (0..RUNTIME).map(|_| scope.spawn(work)).collect();
+            let ended = workers.into_iter().map(|worker| {
+                worker.join().map_err(|_| anyhow::anyhow!("a thread that adds pods panicked"))?
+            });
+            Ok(ended.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })?;
+        #[expect(clippy::cast_precision_loss, reason = "at most some hundreds")]
+        let again = again.into_inner() as f64;
+        let (mut all, mut spent) = (Samples::default(), Samples::default());
+        all.add(begun.elapsed());
+        spent.add(cpu(pid)?.saturating_sub(before));
+        each.extend(times);
+        ensure!(self.ztunnel.glance()?.active() == PODS, "an ADD succeeded without ztunnel");
+        for member in &self.pods {
+            self.put(member.number, Some("ambient"))?;
+        }
+        let name = format!("ambient/add/{}-by-{RUNTIME}", rest.len());
+        let mut figures = resident(pid, &format!("{PODS}-ambient-pods"))?;
+        figures.extend([
+            Figure::new("ambient/add/alone", "ms", &alone, None)?,
+            Figure::new(&format!("{name}/each"), "ms", &each, None)?,
+            Figure::new(&format!("{name}/all"), "ms", &all, None)?,
+            Figure::new(&format!("{name}/cpu"), "ms", &spent, None)?,
+            Figure::new(&format!("{name}/tried-again"), "ADDs", &Samples::single(again), None)?,
+        ]);
         Ok(figures)
     }
 
@@ -225,10 +308,12 @@ impl Stage {
 
     /// The agent is killed under open connections and started again.
     fn restart(&mut self) -> Result<Vec<Figure>> {
-        for member in &self.pods {
-            self.put(member.number, Some("ambient"))?;
+        let gone = self.pods.split_off(HELD);
+        for member in &gone {
+            self.server.remove("pods", MESH, &member.pod.name());
         }
-        self.wait("all pods", |status| status.active() == HELD)?;
+        self.wait("the rest", |s| s.workloads.len() == HELD && s.active() == HELD)?;
+        drop(gone);
         for member in &self.pods {
             serve(&member.sandbox.netns)?;
         }
@@ -273,6 +358,13 @@ impl Stage {
         each.add(spent / looks);
         Ok(vec![Figure::new(&format!("ambient/audit/{HELD}-pods/cpu"), "ms", &each, None)?])
     }
+}
+
+/// ADD of a pod, as the runtime has it done.
+fn add(plugin: &Path, run_dir: &Path, member: &Member) -> Result<Duration> {
+    let config = addition(run_dir, &member.sandbox);
+    let added = call(plugin, "ADD", &config, &member.sandbox, member.pod);
+    added.with_context(|| format!("ADD of {}", member.pod.name()))
 }
 
 /// Processor time of a process.

@@ -67,7 +67,7 @@ fn measure(
     // The watches begin a moment after the lists.
     std::thread::sleep(SETTLE);
     let start = server.asked().len();
-    let mut figures = resident(&agent, name)?;
+    let mut figures = resident(agent.pid(), name)?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let peak = peak.and_then(|line| line.trim().split(' ').next()?.parse().ok());

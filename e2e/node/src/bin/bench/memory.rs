@@ -17,7 +17,7 @@ const NAMESPACES: usize = 1000;
 pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>> {
     let node = node::create(scratch, "memory-node")?;
     let agent = Agent::start(&programs(dist), &node, "memory", "nftables")?;
-    let mut figures = resident(&agent, "idle")?;
+    let mut figures = resident(agent.pid(), "idle")?;
 
     let pods: Vec<_> = (0..PODS).map(|number| Pod { namespace: MESH, number }).collect();
     let mut objects = vec![namespace(MESH), namespace(PLAIN)];
@@ -32,13 +32,13 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>
         agent.add(&sandbox, pod)?;
         sandboxes.push(sandbox);
     }
-    figures.extend(resident(&agent, "110-pods")?);
+    figures.extend(resident(agent.pid(), "110-pods")?);
     Ok(figures)
 }
 
-/// Resident memory of an agent.
-pub(crate) fn resident(agent: &Agent, when: &str) -> Result<Vec<Figure>> {
-    let file = format!("/proc/{}/smaps_rollup", agent.pid());
+/// Resident memory of an agent, by its process.
+pub(crate) fn resident(pid: u32, when: &str) -> Result<Vec<Figure>> {
+    let file = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
     let value = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key));

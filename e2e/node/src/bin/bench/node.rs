@@ -39,7 +39,8 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    fn name(self) -> String {
+    /// Its name.
+    pub(crate) fn name(self) -> String {
         format!("{}-{}", self.namespace, self.number)
     }
 
@@ -202,24 +203,7 @@ impl Agent {
     /// Runs ADD and says how long it took, from before the plugin is started
     /// until its answer is there and it is gone.
     pub(crate) fn add(&self, sandbox: &Sandbox, pod: Pod) -> Result<Duration> {
-        let (v4, v6) = addresses(sandbox.number);
-        let config = json!({
-            "cniVersion": "1.1.0",
-            "name": "bench",
-            "type": "istio-cni",
-            "plugin_log_level": "error",
-            "cni_agent_run_dir": self.directories.run,
-            "prevResult": {
-                "cniVersion": "1.1.0",
-                "interfaces": [{"name": "eth0", "sandbox": sandbox.netns.path()}],
-                "ips": [
-                    {"address": format!("{v4}/32"), "interface": 0},
-                    {"address": format!("{v6}/128"), "interface": 0},
-                ],
-                "dns": {},
-            },
-        });
-        self.run("ADD", &config, sandbox, pod)
+        self.run("ADD", &addition(&self.directories.run, sandbox), sandbox, pod)
     }
 
     /// Runs DEL.
@@ -235,28 +219,8 @@ impl Agent {
     }
 
     fn run(&self, verb: &str, config: &Value, sandbox: &Sandbox, pod: Pod) -> Result<Duration> {
-        let stdin = config.to_string();
-        let id = sandbox.container_id();
-        let args = [
-            "IgnoreUnknown=1".to_owned(),
-            format!("K8S_POD_NAMESPACE={}", pod.namespace),
-            format!("K8S_POD_NAME={}", pod.name()),
-            format!("K8S_POD_INFRA_CONTAINER_ID={id}"),
-            format!("K8S_POD_UID=uid-of-{}", pod.name()),
-        ];
-        let command = Command::new(&self.plugin)
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", id)
-            .env("CNI_NETNS", sandbox.netns.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", "/opt/cni/bin")
-            .env("CNI_ARGS", args.join(";"))
-            .stdin(stdin.as_bytes());
-        let start = Instant::now();
-        let ran = command.run();
-        let time = start.elapsed();
-        ran.with_context(|| format!("{verb} of {}; {}", pod.name(), self.last_words()))?;
-        Ok(time)
+        let called = call(&self.plugin, verb, config, sandbox, pod);
+        called.with_context(|| format!("{verb} of {}; {}", pod.name(), self.last_words()))
     }
 
     fn last_words(&self) -> String {
@@ -265,6 +229,57 @@ impl Agent {
         let last = lines[lines.len().saturating_sub(10)..].join("\n");
         format!("the agent's log ends with:\n{last}")
     }
+}
+
+/// Configuration of an ADD, with the result of the plugins before.
+pub(crate) fn addition(run_dir: &Path, sandbox: &Sandbox) -> Value {
+    let (v4, v6) = addresses(sandbox.number);
+    json!({
+        "cniVersion": "1.1.0",
+        "name": "bench",
+        "type": "istio-cni",
+        "plugin_log_level": "error",
+        "cni_agent_run_dir": run_dir,
+        "prevResult": {
+            "cniVersion": "1.1.0",
+            "interfaces": [{"name": "eth0", "sandbox": sandbox.netns.path()}],
+            "ips": [
+                {"address": format!("{v4}/32"), "interface": 0},
+                {"address": format!("{v6}/128"), "interface": 0},
+            ],
+            "dns": {},
+        },
+    })
+}
+
+/// Runs a plugin, and says how long that took.
+pub(crate) fn call(
+    plugin: &Path,
+    verb: &str,
+    config: &Value,
+    sandbox: &Sandbox,
+    pod: Pod,
+) -> Result<Duration> {
+    let stdin = config.to_string();
+    let id = sandbox.container_id();
+    let args = [
+        "IgnoreUnknown=1".to_owned(),
+        format!("K8S_POD_NAMESPACE={}", pod.namespace),
+        format!("K8S_POD_NAME={}", pod.name()),
+        format!("K8S_POD_INFRA_CONTAINER_ID={id}"),
+        format!("K8S_POD_UID={}", pod.uid()),
+    ];
+    let command = Command::new(plugin)
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", id)
+        .env("CNI_NETNS", sandbox.netns.path())
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_PATH", "/opt/cni/bin")
+        .env("CNI_ARGS", args.join(";"))
+        .stdin(stdin.as_bytes());
+    let start = Instant::now();
+    command.run()?;
+    Ok(start.elapsed())
 }
 
 /// Where the programs are that are measured. The suite's own are not used.
