@@ -118,9 +118,10 @@ ENVIRONMENT = {
 READINESS = {"httpGet": {"path": "/readyz", "port": 15018, "host": "127.0.0.1"}}
 LIVENESS = {"path": "/healthz", "port": 15018, "host": "127.0.0.1"}
 CONTEXT = {"privileged": False, "runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False}
-# SETUID and SETGID are ours: the proof connects as the proxy's user.
-PROOF = ["SETUID", "SETGID"]
-CAPABILITIES = ["NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF]
+# SETUID and SETGID are ours: the proof connects as the proxy's user. NET_BROADCAST too:
+# the kernel's notifications of pods' namespaces.
+OURS = ["SETUID", "SETGID", "NET_BROADCAST"]
+CAPABILITIES = ["NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", *OURS]
 
 HOST_PROC = ("/proc", "Directory", "readOnly=True")
 OPTIONAL_MOUNTS = ("/host/proc", "/host/root", "/host/opt/cni/bin", "/host/etc/cni/net.d", "/host/var/run/netns", "/var/run/ztunnel")
@@ -171,7 +172,7 @@ CASES = [
         {"repair": {"repairPods": False, "deletePods": True, "labelPods": True}},
         {
             "config": {"REPAIR_REPAIR_PODS": "false", "REPAIR_DELETE_PODS": "true", "REPAIR_LABEL_PODS": "true"},
-            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
+            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *OURS],
             "mounts": {"/host/proc": None},
             "rbac": {**RBAC, "istio-cni-repair-role": [EVENTS, ([""], ["pods"], None, ["delete"])]},
         },
@@ -186,7 +187,7 @@ CASES = [
                 "REPAIR_BROKEN_POD_LABEL_KEY": "x/y",
                 "REPAIR_BROKEN_POD_LABEL_VALUE": "z",
             },
-            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
+            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *OURS],
             "mounts": {"/host/proc": None},
             "rbac": {**RBAC, "istio-cni-repair-role": [EVENTS, STATUS]},
         },
@@ -197,7 +198,7 @@ CASES = [
         {
             "no_objects": REPAIR_OBJECTS,
             "config": {"REPAIR_ENABLED": "false"},
-            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
+            "capabilities": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE", *OURS],
             "mounts": {"/host/proc": None},
             "rbac": {"istio-cni": [READ], "istio-cni-repair-role": None},
         },
@@ -249,7 +250,7 @@ CASES = [
         {"global": {"nativeNftables": True}, "backend": "nftables"},
         {
             "config": {"NATIVE_NFTABLES": "true", "SLUICE_BACKEND": "nftables"},
-            "capabilities": ["NET_ADMIN", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", *PROOF],
+            "capabilities": ["NET_ADMIN", "SYS_PTRACE", "SYS_ADMIN", "DAC_OVERRIDE", *OURS],
         },
     ),
     (

@@ -7,6 +7,9 @@
 - SYS_ADMIN
 # nftables, addresses, rules and routes over netlink in the pod's namespace.
 - NET_ADMIN
+# To be told by the kernel of changes in captured pods' namespaces. Istio's chart has it
+# not: there the agent looks at them every 30 s alone.
+- NET_BROADCAST
 # The proof of a backend and of a pod connects as the proxy's user too, whose traffic
 # must not be captured. Istio's chart has not these two: there the proof is made without.
 - SETUID
