@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 use redirect::ambient::{AmbientPlan, Ipv6, PROBE_V4, PROBE_V6, ProbePorts};
-use redirect::compile::{ambient, ambient_leaving};
-use redirect::desired::{Desired, Dialect, Form, Proto, RuleSet};
+use redirect::compile::ambient;
+use redirect::desired::{Desired, Dialect, Form, Proto};
+use redirect::iptables;
 use redirect::net::{Family, Interface};
 use redirect::packet::{Direction, Fate, Flow, Packet, fate};
-use redirect::{iptables, nft};
 use std::net::IpAddr;
 
 const ZTUNNEL: u32 = 0x539;
@@ -79,22 +79,21 @@ fn what_arrives_goes_to_ztunnel_but_hbone_and_probes() {
 
 #[test]
 fn replies_to_ztunnel_are_found_by_their_mark() {
-    for rules in [ours(&base()), ambient_leaving(&base())] {
-        let opened = Packet {
-            mark: ZTUNNEL,
-            conn_mark: 0xa000,
-            interface: "lo".into(),
-            ..Packet::inbound(ip("10.0.0.5"), 80)
-        };
-        let after = fate(&rules, &opened);
-        assert_eq!((after.conn_mark, after.captured()), (0xa000 | REPLY, None));
-        let reply = Packet {
-            conn_mark: after.conn_mark,
-            flow: Flow::Established,
-            ..Packet::outbound(ip("192.0.2.7"), 40000)
-        };
-        assert_eq!(fate(&rules, &reply).mark, 0xa000 | REPLY, "the ip rule compares 12 bits");
-    }
+    let rules = ours(&base());
+    let opened = Packet {
+        mark: ZTUNNEL,
+        conn_mark: 0xa000,
+        interface: "lo".into(),
+        ..Packet::inbound(ip("10.0.0.5"), 80)
+    };
+    let after = fate(&rules, &opened);
+    assert_eq!((after.conn_mark, after.captured()), (0xa000 | REPLY, None));
+    let reply = Packet {
+        conn_mark: after.conn_mark,
+        flow: Flow::Established,
+        ..Packet::outbound(ip("192.0.2.7"), 40000)
+    };
+    assert_eq!(fate(&rules, &reply).mark, 0xa000 | REPLY, "the ip rule compares 12 bits");
     let routes = ours(&base()).routing.marks;
     assert_eq!(routes.len(), 2);
     assert!(routes.iter().all(|r| (r.mark, r.mask, r.table) == (0x111, 0xfff, 100)));
@@ -146,19 +145,6 @@ fn a_running_connection_is_left_alone_and_istios_form_resets_it() {
         assert_eq!(captured(&base(), &running), None);
         assert_eq!(fate(&istio, &running).captured(), Some(port), "the test can see it");
     }
-}
-
-#[test]
-fn who_leaves_is_not_captured_any_more() {
-    let rules = ambient_leaving(&base());
-    assert_eq!(rules.set, RuleSet::Ambient);
-    for packet in [Packet::outbound(ip("192.0.2.1"), 443), Packet::inbound(ip("fd00::5"), 80)] {
-        assert_eq!(fate(&rules, &packet).captured(), None);
-    }
-    let text = nft::render(&rules);
-    assert!(text.contains("istio-ambient-nat prerouting { type nat"), "{text}");
-    assert!(!text.contains("redirect"), "{text}");
-    assert!(!iptables::render(&rules, Family::V4).contains("REDIRECT"));
 }
 
 #[test]
@@ -267,10 +253,9 @@ proptest! {
         prop_assert_eq!((after.captured(), after.dropped), (None, false));
     }
 
-    /// Where there is no IPv6, no packet of it is touched; who leaves is not captured.
+    /// Where there is no IPv6, no packet of it is touched.
     #[test]
     fn off_means_off(plan in plans(), packet in packets()) {
-        prop_assert_eq!(fate(&ambient_leaving(&plan), &packet).captured(), None);
         if packet.destination.is_ipv6() {
             let untouched = Fate { mark: packet.mark, conn_mark: packet.conn_mark, ..Fate::default() };
             let plan = AmbientPlan { ipv6: Ipv6::Absent, ..plan };

@@ -1,10 +1,11 @@
 //! Connections that the kernel tracks in the calling thread's namespace (ctnetlink).
 //!
 //! Rules are asked about a connection's first packet only; afterwards its entry
-//! decides. Two of those entries outlive a change of rules and matter to ambient:
-//! UDP queries of a socket that goes on sending, which would miss the resolver for
-//! ever ([`flush_dns`]), and TCP connections that ztunnel holds, which need nat chains
-//! and marks until they end ([`captured`]).
+//! decides. Those of UDP queries outlive a change of rules: a socket that goes on
+//! sending would miss the resolver for ever ([`flush_dns`]). TCP connections that
+//! ztunnel holds end with the capture of their pod: ztunnel has no gentle end
+//! (reference zds.md), and to wait for theirs would keep a pod that has opted out half
+//! in the mesh for as long as any peer keeps a connection.
 //!
 //! All entries of a node are in one hash table, and the kernel walks all of it for a
 //! listing of one namespace. What is asked first is how many this namespace has.
@@ -16,8 +17,7 @@ pub use entry::{Entry, Protocol, TcpState};
 use crate::backend::BackendError;
 use crate::netlink::{self, NetlinkError, Socket};
 use nix::errno::Errno;
-use redirect::ambient::REPLY_MARK;
-use redirect::plan::{DNS_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use redirect::plan::DNS_PORT;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
@@ -63,48 +63,6 @@ pub fn flush_dns(which: Queries) -> Result<usize, BackendError> {
         }
     }
     Ok(removed)
-}
-
-/// Connections that ztunnel holds for the pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Captured {
-    /// The pod's own, redirected to ztunnel.
-    pub outbound: usize,
-    /// To the pod, redirected to ztunnel.
-    pub inbound: usize,
-    /// From ztunnel to the pod, with the client's address.
-    pub delivered: usize,
-}
-
-impl Captured {
-    /// True when there is none: nothing is lost when rules and routes go.
-    #[must_use]
-    pub fn is_empty(self) -> bool {
-        self == Self::default()
-    }
-}
-
-/// Counts the open TCP connections that ztunnel holds for the pod.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn captured() -> Result<Captured, BackendError> {
-    let mut captured = Captured::default();
-    let Some(mut socket) = open()? else {
-        return Ok(captured);
-    };
-    for entry in list(&mut socket)? {
-        if entry.protocol != Protocol::Tcp || !entry.is_open() {
-            continue;
-        }
-        match entry.reply_source.port() {
-            OUTBOUND_PORT | DNS_PORT if entry.is_redirected() => captured.outbound += 1,
-            INBOUND_PORT if entry.is_redirected() => captured.inbound += 1,
-            _ if REPLY_MARK.is_in(entry.mark) => captured.delivered += 1,
-            _ => (),
-        }
-    }
-    Ok(captured)
 }
 
 /// All entries of the calling thread's namespace.

@@ -35,25 +35,6 @@ pub fn ambient(plan: &AmbientPlan, form: Form) -> Desired {
     c.finish()
 }
 
-/// What a pod needs that leaves the mesh while it runs: it captures nothing new, and
-/// connections that ztunnel holds go on.
-///
-/// They need two things. With nftables the kernel translates addresses only as long
-/// as somebody has a nat chain: take the last one away, and the next packet of every
-/// captured connection leaves for the real server, which answers with a reset. And
-/// replies to what ztunnel passed on to the app are found by their mark. So the nat
-/// chains stay, empty, and so do the marks and the route, until the last such
-/// connection is over (`sys::conntrack::captured`) or the pod has had time enough;
-/// then everything is removed.
-#[must_use]
-pub fn ambient_leaving(plan: &AmbientPlan) -> Desired {
-    let mut c = Compiler::new(plan, Form::Sluice);
-    c.chains.chain((Nat, C::Prerouting));
-    c.chains.chain((Nat, C::OutputHook));
-    c.replies();
-    c.finish()
-}
-
 struct Compiler<'a> {
     plan: &'a AmbientPlan,
     form: Form,

@@ -8,7 +8,7 @@ mod dns;
 mod inbound;
 mod outbound;
 
-pub use ambient::{ambient, ambient_leaving};
+pub use ambient::ambient;
 
 use crate::desired::{
     Action, ChainKind, CtState, Desired, Dialect, Form, Is, MarkRoute, Match, Proto, Routing,

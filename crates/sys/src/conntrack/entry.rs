@@ -25,10 +25,7 @@ const INFO_TCP: u16 = 1;
 const TCP_STATE: u16 = 1;
 /// IPS_SEEN_REPLY
 const ANSWERED: u32 = 1 << 1;
-/// IPS_DST_NAT
-const REDIRECTED: u32 = 1 << 5;
-/// TCP_CONNTRACK_SYN_SENT to TCP_CONNTRACK_LAST_ACK are 1 to 6, then TIME_WAIT, CLOSE.
-const LAST_OPEN: u8 = 6;
+/// TCP_CONNTRACK_SYN_SENT, TCP_CONNTRACK_SYN_RECV
 const SYN_SENT: u8 = 1;
 const SYN_RECEIVED: u8 = 2;
 
@@ -97,19 +94,6 @@ impl Entry {
             original: original.to_vec(),
             id: find(attributes, ID).unwrap_or_default().to_vec(),
         })
-    }
-
-    /// True when its destination was changed on this machine.
-    #[must_use]
-    pub fn is_redirected(&self) -> bool {
-        self.status & REDIRECTED != 0
-    }
-
-    /// True for a TCP connection that is not closed and not just waiting to be
-    /// forgotten.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.state.is_some_and(|TcpState(state)| (1..=LAST_OPEN).contains(&state))
     }
 
     /// True for a TCP connection whose handshake has begun and not ended.

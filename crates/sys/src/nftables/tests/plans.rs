@@ -119,7 +119,5 @@ pub(super) fn both_forms() -> Vec<(&'static str, Desired, Desired)> {
         let [istio, ours] = forms.map(|form| compile::ambient(&plan, form));
         found.push((name, istio, ours));
     }
-    let leaving = compile::ambient_leaving(&ambient().remove(1).1);
-    found.push(("ambient leaving", leaving.clone(), leaving));
     found
 }
