@@ -4,10 +4,14 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+mod exempt;
 mod flush;
+mod hostrules;
 mod killed;
+mod kubelet;
 mod many;
 mod marks;
+mod migration;
 mod recreated;
 #[path = "../ambient/stage.rs"]
 mod stage;
