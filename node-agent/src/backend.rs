@@ -4,7 +4,7 @@
 use crate::failure::causes;
 use redirect::ambient::AmbientPlan;
 use redirect::compile::{ambient, compile};
-use redirect::desired::{Desired, Dialect, Form, Routing};
+use redirect::desired::{Desired, Dialect, Form, Routing, RuleSet};
 use redirect::net::Family;
 use redirect::plan::Plan;
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,7 @@ use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff, clear, con
 use sys::conntrack::{Queries, flush_dns};
 use sys::hostprobe::Programmer;
 use sys::iptables::{DetectError, Iptables, Search};
-use sys::nftables::{Nftables, iptables_residue};
+use sys::nftables::{Nftables, iptables_residue, remove_compat};
 use sys::probe::{ScratchError, scratch};
 
 /// What the operator asks for.
@@ -205,11 +205,11 @@ impl NodeBackend {
     ///
     /// When the namespace cannot be programmed; the text is one line.
     pub(crate) fn program(&self, plan: &dyn Rules) -> Result<Programmed, String> {
+        let want = plan.rules(Form::Sluice);
         let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
-            BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
+            BackendKind::Nftables => (&self.nftables, self.beside(want.set)?),
             BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
         };
-        let want = plan.rules(Form::Sluice);
         let also = plan.takes_istios().then(|| plan.rules(Form::Istio(dialect(own.kind()))));
         let apply = || own.apply(&want, also.as_ref()).map_err(|error| causes(&error));
         let Some(other) = other else {
@@ -241,8 +241,9 @@ impl NodeBackend {
         if holds(own, plan).map_err(one_line)? {
             return Ok(Diff::default());
         }
+        let want = plan.rules(Form::Sluice);
         let other = match self.kind {
-            BackendKind::Nftables => self.iptables_in_use()?,
+            BackendKind::Nftables => self.beside(want.set)?,
             BackendKind::Iptables => self.nftables_in_use(),
         };
         if let Some(other) = other
@@ -250,7 +251,7 @@ impl NodeBackend {
         {
             return Ok(Diff::default());
         }
-        own.observe(&plan.rules(Form::Sluice)).map_err(one_line)
+        own.observe(&want).map_err(one_line)
     }
 
     /// Takes all rules of ours and of Istio's out of the calling thread's namespace,
@@ -261,7 +262,10 @@ impl NodeBackend {
     /// When something is left; the text is one line.
     pub(crate) fn clear(&self) -> Result<(), String> {
         let (own, other): (&dyn Backend, Option<&dyn Backend>) = match self.kind {
-            BackendKind::Nftables => (&self.nftables, self.iptables_in_use()?),
+            BackendKind::Nftables => {
+                remove_compat().map_err(|error| causes(&error))?;
+                (&self.nftables, self.iptables_in_use()?)
+            }
             BackendKind::Iptables => (self.iptables()?, self.nftables_in_use()),
         };
         let backends: Vec<&dyn Backend> = std::iter::once(own).chain(other).collect();
@@ -286,6 +290,17 @@ impl NodeBackend {
         let Some(iptables) = self.iptables_in_use()? else { return Ok(true) };
         let diff = iptables.observe(&Desired::default()).map_err(|error| causes(&error))?;
         Ok(diff.is_empty())
+    }
+
+    /// iptables, when the namespace has rules of it that nftables cannot replace: with
+    /// those for ztunnel its own transaction takes out what iptables-nft wrote.
+    fn beside(&self, set: RuleSet) -> Result<Option<&dyn Backend>, String> {
+        if set == RuleSet::Ambient
+            && iptables_residue().map_err(|error| causes(&error))?.legacy_tables.is_empty()
+        {
+            return Ok(None);
+        }
+        self.iptables_in_use()
     }
 
     /// iptables, when the namespace has anything of it.
@@ -357,3 +372,7 @@ fn dialect(kind: BackendKind) -> Dialect {
         BackendKind::Iptables => Dialect::Iptables,
     }
 }
+
+#[cfg(test)]
+#[path = "backend/tests.rs"]
+mod tests;

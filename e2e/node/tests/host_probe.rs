@@ -630,6 +630,46 @@ fn istios_rules_work_until_ours_do() {
     assert_eq!(stage.other(POD, 9090), CAPTURED);
 }
 
+/// The image of the agent has no iptables by default.
+#[test]
+fn istios_rules_by_iptables_go_without_iptables() {
+    let stage = Stage::create("bare", "iptables");
+    let mut kubelet = stage.kubelet(true);
+    let sets = format!(
+        "create istio-inpod-probes-v4 hash:ip comment\nadd istio-inpod-probes-v4 {POD}\n\
+         create istio-inpod-probes-v6 hash:ip family inet6 comment\n"
+    );
+    stage.host.load(&["ipset", "restore"], &sets).unwrap();
+    for (program, family, source) in
+        [("iptables", "v4", "169.254.7.127"), ("ip6tables", "v6", "fd16::1")]
+    {
+        let rules = format!(
+            "*nat\n-N ISTIO_POSTRT\n-N ISTIO_POSTRT_OTHERS\n-A POSTROUTING -j ISTIO_POSTRT_OTHERS\n\
+             -I POSTROUTING 1 -j ISTIO_POSTRT\n-A ISTIO_POSTRT -m owner --socket-exists -p tcp \
+             -m set --match-set istio-inpod-probes-{family} dst -j SNAT --to-source {source}\nCOMMIT\n"
+        );
+        let program = format!("{program}-nft-restore");
+        stage.host.load(&[program.as_str(), "--noflush"], &rules).unwrap();
+    }
+    assert_eq!(stage.other(POD, 9090), SOURCE, "as Istio has it");
+    let (keeper, _events) = stage.keeper("nftables");
+    keeper.upsert(owner("a"), both()).unwrap();
+    keeper.complete().unwrap();
+    let found = [
+        "ip nat ISTIO_POSTRT",
+        "ip6 nat ISTIO_POSTRT",
+        "ipset istio-inpod-probes-v4",
+        "ipset istio-inpod-probes-v6",
+    ];
+    assert_eq!(keeper.status().unwrap().upstream, found);
+    assert_eq!(keeper.take_over().unwrap(), found);
+    assert_eq!(keeper.take_over().unwrap(), Vec::<String>::new());
+    assert_eq!(kubelet.probe(POD, 8080), SOURCE);
+    assert_eq!(stage.other(POD, 9090), CAPTURED);
+    let left = stage.ruleset();
+    assert_eq!(left.matches("jump ISTIO_POSTRT_OTHERS").count(), 2, "not Istio's: {left}");
+}
+
 #[test]
 fn many_pods_cost_little() {
     for dialect in ["nftables", "iptables"] {

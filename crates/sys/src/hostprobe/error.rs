@@ -1,5 +1,6 @@
 //! What can go wrong on the host.
 
+use crate::backend::BackendError;
 use crate::iptables::DetectError;
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsError;
@@ -12,6 +13,9 @@ pub enum HostError {
     /// The kernel could not be asked, or refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// A chain of iptables-nft could not be removed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// iptables could not be run, or refused.
     #[error(transparent)]
     Process(#[from] ProcessError),

@@ -4,6 +4,7 @@
 use super::{HostError, ipset, nft, picture};
 use crate::iptables::{Iptables, Tool};
 use crate::netlink::{Protocol, Socket};
+use crate::nftables;
 use crate::nftables::kernel::compat_chains;
 use crate::process::{Command, ProcessError};
 use redirect::host::rules::CHAIN as OURS;
@@ -18,9 +19,9 @@ const SETS: [&str; 2] = ["istio-inpod-probes-v4", "istio-inpod-probes-v6"];
 const LEGACY: [&str; 2] =
     ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
 
-/// True when the calling thread's namespace may have something that only iptables'
-/// tools can look at and remove: a chain of Istio's, or one of ours from an agent with
-/// the other dialect.
+/// True when the calling thread's namespace may have something that iptables' tools
+/// are needed for: rules of Istio's that only the legacy ones see, or a chain of ours
+/// from an agent with the other dialect.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -85,14 +86,8 @@ pub fn find(tools: Option<&Iptables>) -> Result<Vec<String>, HostError> {
 /// The first thing that cannot be removed; what comes before it is gone.
 pub fn remove(tools: Option<&Iptables>) -> Result<(), HostError> {
     nft::remove(TABLE)?;
-    if tools.is_none() {
-        let left: Vec<String> = chains()?.into_iter().filter(|chain| is_istios(chain)).collect();
-        if !left.is_empty() {
-            let what =
-                format!("no iptables is here to remove what Istio left: {}", left.join(", "));
-            return Err(HostError::Keeper { what });
-        }
-    }
+    // iptables-nft's are ordinary chains of nf_tables.
+    nftables::remove_compat_chain(CHAIN)?;
     each_tool(tools, |tool| {
         let Some(jumps) = jumps(tool)? else { return Ok(()) };
         let delete = format!("-D POSTROUTING -j {CHAIN}\n").repeat(jumps);

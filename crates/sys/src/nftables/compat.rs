@@ -10,8 +10,8 @@ use super::kernel::{attribute, bodies, compat_chains};
 use crate::netlink::{NetlinkError, Socket, attributes, be32, text};
 use std::fmt;
 
-/// Every chain with this prefix is Istio's or ours.
-const PREFIX: &str = "ISTIO_";
+/// Every chain of a pod with this prefix is Istio's or ours.
+pub(super) const PREFIX: &str = "ISTIO_";
 /// GOTO of a verdict: -4 in the header.
 const GOTO: u32 = 0xffff_fffc;
 
@@ -62,9 +62,15 @@ impl fmt::Display for CompatObject {
     }
 }
 
-/// Everything of the kind in the calling thread's namespace.
-pub(super) fn find(socket: &mut Socket) -> Result<Vec<CompatObject>, NetlinkError> {
-    let chains = compat_chains(socket, PREFIX)?;
+/// Everything of the kind in the calling thread's namespace: chains whose name begins
+/// so and is `theirs`, and the jumps to them.
+pub(super) fn find(
+    socket: &mut Socket,
+    prefix: &str,
+    theirs: impl Fn(&str) -> bool,
+) -> Result<Vec<CompatObject>, NetlinkError> {
+    let mut chains = compat_chains(socket, prefix)?;
+    chains.retain(|(_, _, chain)| theirs(chain));
     let mut found = Vec::new();
     for (number, name) in [(NFPROTO_IPV4, "ip"), (NFPROTO_IPV6, "ip6")] {
         let family = CompatFamily(number);
@@ -72,7 +78,7 @@ pub(super) fn find(socket: &mut Socket) -> Result<Vec<CompatObject>, NetlinkErro
         if of_family().next().is_none() {
             continue;
         }
-        found.extend(jumps(socket, family)?);
+        found.extend(jumps(socket, family, &|chain| chain.starts_with(prefix) && theirs(chain))?);
         let parts = |(_, table, chain): &(_, String, String)| (table.clone(), chain.clone());
         found.extend(of_family().map(parts).map(|(table, chain)| CompatObject::Rules {
             family,
@@ -89,7 +95,11 @@ pub(super) fn find(socket: &mut Socket) -> Result<Vec<CompatObject>, NetlinkErro
 }
 
 /// Rules of other chains that lead to ours.
-fn jumps(socket: &mut Socket, family: CompatFamily) -> Result<Vec<CompatObject>, NetlinkError> {
+fn jumps(
+    socket: &mut Socket,
+    family: CompatFamily,
+    theirs: &dyn Fn(&str) -> bool,
+) -> Result<Vec<CompatObject>, NetlinkError> {
     let object = format!("list nf_tables rules of family {}", family.name());
     let replies = socket.dump(&object, GETRULE, |b| b.raw(&nfgenmsg(family.0)))?;
     let mut found = Vec::new();
@@ -98,10 +108,8 @@ fn jumps(socket: &mut Socket, family: CompatFamily) -> Result<Vec<CompatObject>,
         let chain = text(attribute(body, RULE_CHAIN).unwrap_or_default());
         let handle = attribute(body, RULE_HANDLE).and_then(|h| h.try_into().ok());
         let expressions = attribute(body, RULE_EXPRESSIONS).unwrap_or_default();
-        let target = target(expressions).is_some_and(|to| to.starts_with(PREFIX));
-        if let (true, Some(handle)) =
-            (of == family.0 && target && !chain.starts_with(PREFIX), handle)
-        {
+        let target = target(expressions).is_some_and(|to| theirs(&to));
+        if let (true, Some(handle)) = (of == family.0 && target && !theirs(&chain), handle) {
             let handle = u64::from_be_bytes(handle);
             found.push(CompatObject::Jump { family, table, chain, handle });
         }

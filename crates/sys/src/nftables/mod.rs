@@ -86,7 +86,8 @@ impl Backend for Nftables {
     fn observe(&self, want: &Desired) -> Result<Diff, BackendError> {
         let mut diff = compare(&lower(want), &Picture::take()?);
         if want.set == RuleSet::Ambient {
-            let left = compat::find(&mut Socket::open(Protocol::Netfilter)?)?;
+            let mut socket = Socket::open(Protocol::Netfilter)?;
+            let left = compat::find(&mut socket, compat::PREFIX, |_| true)?;
             diff.unexpected.extend(left.iter().map(ToString::to_string));
         }
         diff.missing.extend(routing::missing(&want.routing)?);
@@ -134,11 +135,20 @@ pub fn in_use() -> Result<bool, BackendError> {
 /// # Errors
 /// When the kernel cannot be asked or refuses; nothing was removed then.
 pub fn remove_compat() -> Result<bool, BackendError> {
+    remove_chains(compat::PREFIX, |_| true)
+}
+
+/// The same of the one chain that has this name, in whatever table of iptables-nft.
+pub(crate) fn remove_compat_chain(name: &str) -> Result<bool, BackendError> {
+    remove_chains(name, |chain| chain == name)
+}
+
+fn remove_chains(prefix: &str, theirs: impl Fn(&str) -> bool) -> Result<bool, BackendError> {
     let nothing = Ruleset::default();
     for _ in 0..ROUNDS {
         let mut socket = Socket::open(Protocol::Netfilter)?;
         let generation = kernel::generation(&mut socket)?;
-        let found = compat::find(&mut socket)?;
+        let found = compat::find(&mut socket, prefix, &theirs)?;
         if found.is_empty() {
             return Ok(false);
         }
@@ -149,7 +159,7 @@ pub fn remove_compat() -> Result<bool, BackendError> {
             Err((_, error)) => return Err(error.into()),
         }
     }
-    let object = "remove chains ISTIO_*".to_owned();
+    let object = format!("remove chains {prefix}*");
     Err(NetlinkError::Interrupted { object, tries: ROUNDS }.into())
 }
 
@@ -168,7 +178,7 @@ fn apply_rules(
         let present: Vec<String> =
             kernel::our_tables(&mut socket)?.into_iter().map(|(name, _)| name).collect();
         let compat = match set {
-            RuleSet::Ambient => compat::find(&mut socket)?,
+            RuleSet::Ambient => compat::find(&mut socket, compat::PREFIX, |_| true)?,
             RuleSet::Sidecar => Vec::new(),
         };
         let bare = present.is_empty() && compat.is_empty();
