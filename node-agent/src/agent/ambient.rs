@@ -4,7 +4,6 @@ use super::{Agent, answer};
 use crate::ambient::{AddError, NOT_PROVED, Named, Sandbox};
 use crate::failure::{Failure, causes};
 use crate::record::{Record, SandboxId};
-use crate::source::kubernetes::object::PodName;
 use ::ambient::action::{Refusal, Stage};
 use redirect::pod::Pod;
 use std::time::Instant;
@@ -26,7 +25,6 @@ impl Agent {
             return Err(failure(pod, &AddError::Silent));
         };
         let sluice = request.sluice.clone().unwrap_or_default();
-        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
         // A stock plugin names no sandbox: one a namespace.
         let id = if sluice.container_id.is_empty() {
             format!("netns-{}", netns.id().ino)
@@ -41,7 +39,7 @@ impl Agent {
             netns,
             addresses: given.filter_map(|ip| ip.address.addr()).collect(),
         };
-        match ambient.add(&name, sandbox, deadline) {
+        match ambient.add(pod, sandbox, deadline) {
             Ok(()) => {
                 if let Ok(id) = SandboxId::new(&id) {
                     self.audit.forget(&id);

@@ -44,6 +44,7 @@ use driver::{Call, Driver, Input};
 use jobs::Held;
 use probes::Probes;
 use redirect::ambient::{AmbientPlan, Ipv6, plan};
+use redirect::pod::Pod;
 use redirect::sidecar::PlanError;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -152,11 +153,14 @@ impl Ambient {
     /// See [`AddError`].
     pub(crate) fn add(
         &self,
-        name: &PodName,
+        pod: &Pod,
         sandbox: Sandbox,
         deadline: Instant,
     ) -> Result<(), AddError> {
-        let told = self.node.source.told(name).ok_or(AddError::Unknown)?;
+        let name = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+        // The name may be the next one's by now.
+        let told = self.node.source.told(&name).filter(|told| told.facts().uid == pod.uid);
+        let told = told.ok_or(AddError::Unknown)?;
         if subject::is_ztunnel(told.facts(), &self.node.options) {
             return Err(AddError::Ztunnel);
         }
