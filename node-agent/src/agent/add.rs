@@ -72,9 +72,8 @@ impl Agent {
                     reason = reason.code(),
                     "left alone"
                 );
-                if let Some(uid) = &pod.uid {
-                    self.note_place(request, &netns, uid);
-                }
+                let name = || format!("{}/{}", pod.namespace, pod.name);
+                self.note_place(request, &netns, &pod.uid.clone().unwrap_or_else(name));
                 Ok(answer(Decision::Skip, reason.to_string()))
             }
             enroll::Decision::Ambient => {

@@ -61,6 +61,7 @@ impl Agent {
             interface: sluice.if_name.clone(),
             path: request.netns.clone(),
             netns: netns.id(),
+            addresses: request.ips.iter().flatten().filter_map(|ip| ip.address.addr()).collect(),
         };
         ambient.passed(uid, sandbox);
     }

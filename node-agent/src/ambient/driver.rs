@@ -225,7 +225,7 @@ impl Driver {
                 self.feed(Event::Listed);
             }
             Input::Add(call) => self.add(*call),
-            Input::Passed(uid, sandbox) => self.roster.is_in(PodUid::new(&uid), sandbox),
+            Input::Passed(uid, sandbox) => self.passed(PodUid::new(&uid), sandbox),
             Input::SandboxGone(sandbox) => {
                 self.roster.sandbox_gone(&sandbox);
                 self.feed(Event::SandboxGone { sandbox: SandboxId::new(&sandbox) });
@@ -245,6 +245,15 @@ impl Driver {
             }
             Input::Audited(checked) => self.audited(checked),
             Input::Notice(notice) => self.audits.heard(notice, &self.held),
+        }
+    }
+
+    /// The pod was left alone, and may be wanted by now.
+    fn passed(&mut self, uid: PodUid, sandbox: Named) {
+        let again = self.roster.without_address(&uid);
+        self.roster.is_in(uid, sandbox);
+        if let Some(told) = again {
+            self.pod(told);
         }
     }
 
@@ -287,7 +296,7 @@ impl Driver {
         let netns = id(held.netns.id());
         self.roster.has_addresses(uid.clone(), ips.clone());
         // For when it is labelled again.
-        self.roster.is_in(uid.clone(), Named::of(&held));
+        self.roster.is_in(uid.clone(), Named::of(&held, &ips));
         self.held.insert(netns, held);
         let sandbox = SandboxId::new(&sandbox);
         self.feed(Event::Add { request, uid, sandbox, netns, ips });

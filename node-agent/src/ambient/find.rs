@@ -40,16 +40,19 @@ pub(crate) struct Named {
     pub(crate) path: String,
     /// The namespace that was there then.
     pub(crate) netns: NetnsId,
+    /// Addresses that the chain gave it.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Named {
     /// As it is held.
-    pub(super) fn of(held: &Held) -> Self {
+    pub(super) fn of(held: &Held, addresses: &[IpAddr]) -> Self {
         Self {
             id: held.sandbox.clone().unwrap_or_default(),
             interface: held.interface.clone(),
             path: held.path.clone(),
             netns: held.netns.id(),
+            addresses: addresses.to_vec(),
         }
     }
 }
@@ -117,7 +120,7 @@ fn at_path(node: &Node, search: &Search, own: &[(SandboxId, Record)]) -> Option<
         open(node, &record.path, netns_of(record), addresses).map(|netns| held(netns, name, record))
     });
     recorded.or_else(|| {
-        let Named { id, interface, path, netns } = search.sandbox.clone()?;
+        let Named { id, interface, path, netns, .. } = search.sandbox.clone()?;
         let netns = open(node, &path, netns, &search.addresses)?;
         Some(Held { netns, path, interface, sandbox: Some(id).filter(|id| !id.is_empty()) })
     })

@@ -157,7 +157,7 @@ impl Roster {
         let mut state = subject::state(&told, wanted, annotation);
         if state.ips.is_empty() {
             // A manifest says none, nor does a status that kubelet has not written yet.
-            state.ips = self.addresses.get(uid).cloned().unwrap_or_default();
+            state.ips = self.given(uid).to_vec();
         }
         self.pods.insert(uid.clone(), Known { told, wanted, written });
         state
@@ -189,7 +189,20 @@ impl Roster {
     pub(super) fn addresses(&self, uid: &PodUid) -> Vec<IpAddr> {
         let status = self.told(uid).and_then(Told::status).map(|s| s.addresses.to_vec());
         let addresses = status.filter(|ips| !ips.is_empty());
-        addresses.or_else(|| self.addresses.get(uid).cloned()).unwrap_or_default()
+        addresses.unwrap_or_else(|| self.given(uid).to_vec())
+    }
+
+    /// What the chain gave it, captured or not.
+    fn given(&self, uid: &PodUid) -> &[IpAddr] {
+        let passed = || Some(&self.sandboxes.get(uid)?.addresses);
+        self.addresses.get(uid).or_else(passed).map_or(&[], Vec::as_slice)
+    }
+
+    /// A pod that is to be captured and was told of without an address: to be told of
+    /// again once it has one.
+    pub(super) fn without_address(&self, uid: &PodUid) -> Option<Told> {
+        let known = self.pods.get(uid).filter(|k| matches!(k.wanted, Wanted::Ambient(_)))?;
+        self.addresses(uid).is_empty().then(|| known.told.clone())
     }
 
     /// Addresses by the chain, or by a record.

@@ -9,6 +9,7 @@ mod flush;
 mod hostrules;
 mod killed;
 mod kubelet;
+mod manifests;
 mod many;
 mod marks;
 mod migration;
