@@ -1,6 +1,7 @@
 //! The kernel's messages about the pods directory.
 
-use super::{Directory, SourceError, Trust, is_manifest};
+use super::file::{SETTLED, is_manifest};
+use super::{Directory, SourceError, Trust};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
@@ -43,7 +44,7 @@ impl Watcher {
     /// Follows the directory until the process ends.
     pub(super) fn run(self, directory: &Directory) {
         // What was too fresh to be read at the start, and will not be announced.
-        let mut again = Some(Instant::now() + super::SETTLED);
+        let mut again = Some(Instant::now() + SETTLED);
         loop {
             if again.is_some_and(|at| at <= Instant::now()) {
                 again = None;
