@@ -1,4 +1,7 @@
+use super::sandbox::MAX_ID;
 use super::*;
+use std::fs;
+use wire::request::Attachment;
 
 fn record(id: &str) -> Record {
     let pod = Pod {
@@ -18,7 +21,7 @@ fn record(id: &str) -> Record {
         ..Pod::default()
     };
     Record {
-        version: VERSION,
+        version: Record::VERSION,
         sandbox: id.into(),
         interface: "eth0".into(),
         interfaces: BTreeSet::new(),
@@ -137,7 +140,7 @@ fn says_what_is_wrong_with_a_record() {
     let id = SandboxId::new("a").unwrap();
     fs::write(dir.path().join("sandboxes/a.json"), "{").unwrap();
     assert!(matches!(records.read(&id), Err(RecordError::Content { .. })));
-    let newer = Record { version: VERSION + 1, ..record("a") };
+    let newer = Record { version: Record::VERSION + 1, ..record("a") };
     records.write(&id, &newer).unwrap();
     assert!(matches!(records.read(&id), Err(RecordError::Version { .. })));
 }
