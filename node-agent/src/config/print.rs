@@ -51,7 +51,15 @@ impl AgentArgs {
             "repair-label-selectors": repair.repair_label_selectors,
             "repair-field-selectors": repair.repair_field_selectors,
         });
-        settings["log"] = match self.log(entry) {
+        settings["log"] = self.printed_log(entry);
+        settings["installer"] = self.printed_installation(entry);
+        settings["ignored"] = json!(self.ignored());
+        settings["warnings"] = json!(self.warnings(entry));
+        settings
+    }
+
+    fn printed_log(&self, entry: Entry) -> Value {
+        match self.log(entry) {
             Ok(log) => json!({
                 "filter": log.filter,
                 "format": format!("{:?}", log.format).to_lowercase(),
@@ -59,8 +67,11 @@ impl AgentArgs {
                 "caller": log.caller,
             }),
             Err(error) => json!(causes(&error)),
-        };
-        settings["installer"] = match self.installation(entry) {
+        }
+    }
+
+    fn printed_installation(&self, entry: Entry) -> Value {
+        match self.installation(entry) {
             Ok(None) => Value::Null,
             Ok(Some((settings, plugin))) => json!({
                 "net-dir": settings.net_dir,
@@ -76,9 +87,6 @@ impl AgentArgs {
                 "enablement_selectors": plugin.enablement_selectors,
             }),
             Err(error) => json!(format!("{error:#}")),
-        };
-        settings["ignored"] = json!(self.ignored());
-        settings["warnings"] = json!(self.warnings(entry));
-        settings
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Answers for people: aligned, without colours, one thing a line.
 
-use super::answer::{Drain, Pods, Status, Verify};
+use super::answer::{Ambient, Drain, Pods, Status, Verify};
 use std::fmt::Write;
 
 /// What a cell without a value has.
@@ -141,55 +141,51 @@ pub(super) fn status(answer: &Status) -> String {
     let reasons = reasons.collect::<Vec<_>>().join(", ");
     let reasons = if reasons.is_empty() { "no pod".to_owned() } else { reasons };
     say("unverified", reasons);
-    if answer.ambient.is_none() {
-        say("ambient", "off".to_owned());
-    }
-    if let Some(ambient) = &answer.ambient {
-        let word = match (ambient.drained, ambient.draining, ambient.ready) {
-            (true, ..) => "DRAINED, until the agent starts anew",
-            (_, true, _) => "DRAINING",
-            (.., true) => "ready",
-            _ => "NOT ready: no ztunnel has its pods",
-        };
-        say("ambient", format!("{word}; {} of {} pods verified", ambient.verified, ambient.pods));
-        for ztunnel in &ambient.ztunnels {
-            let live = if ztunnel.live { "live" } else { "has not all pods yet" };
-            let newest = if ztunnel.newest { ", gets new pods" } else { "" };
-            say(
-                "ztunnel",
-                format!(
-                    "session {}, pid {}: {live}{newest}, {} pods taken, {} refused, {} messages unanswered",
-                    ztunnel.session,
-                    ztunnel.pid,
-                    ztunnel.taken,
-                    ztunnel.refused,
-                    ztunnel.unanswered
-                ),
-            );
-        }
-        match (&ambient.host_rules, &ambient.host_rules_error) {
-            (Some(rules), _) => {
-                let hold = if rules.hold { "hold" } else { "do NOT hold" };
-                let ahead = if rules.ahead.is_empty() {
-                    String::new()
-                } else {
-                    format!("; chains of others come first: {}", rules.ahead.join(", "))
-                };
-                say("kubelet", format!("{}: {}", rules.kubelet, rules.kubelet_is));
-                say(
-                    "host rules",
-                    format!(
-                        "{hold}; {} exempted, {} repairs{ahead}",
-                        rules.elements, rules.repairs
-                    ),
-                );
-            }
-            (None, why) => {
-                say("host rules", format!("NOT there: {}", why.as_deref().unwrap_or("unknown")));
-            }
-        }
+    match &answer.ambient {
+        None => say("ambient", "off".to_owned()),
+        Some(ambient) => self::ambient(ambient, &mut say),
     }
     table(&rows)
+}
+
+/// What `sluice status` says of ambient mode.
+fn ambient(ambient: &Ambient, say: &mut impl FnMut(&str, String)) {
+    let word = match (ambient.drained, ambient.draining, ambient.ready) {
+        (true, ..) => "DRAINED, until the agent starts anew",
+        (_, true, _) => "DRAINING",
+        (.., true) => "ready",
+        _ => "NOT ready: no ztunnel has its pods",
+    };
+    say("ambient", format!("{word}; {} of {} pods verified", ambient.verified, ambient.pods));
+    for ztunnel in &ambient.ztunnels {
+        let live = if ztunnel.live { "live" } else { "has not all pods yet" };
+        let newest = if ztunnel.newest { ", gets new pods" } else { "" };
+        say(
+            "ztunnel",
+            format!(
+                "session {}, pid {}: {live}{newest}, {} pods taken, {} refused, {} messages unanswered",
+                ztunnel.session, ztunnel.pid, ztunnel.taken, ztunnel.refused, ztunnel.unanswered
+            ),
+        );
+    }
+    match (&ambient.host_rules, &ambient.host_rules_error) {
+        (Some(rules), _) => {
+            let hold = if rules.hold { "hold" } else { "do NOT hold" };
+            let ahead = if rules.ahead.is_empty() {
+                String::new()
+            } else {
+                format!("; chains of others come first: {}", rules.ahead.join(", "))
+            };
+            say("kubelet", format!("{}: {}", rules.kubelet, rules.kubelet_is));
+            say(
+                "host rules",
+                format!("{hold}; {} exempted, {} repairs{ahead}", rules.elements, rules.repairs),
+            );
+        }
+        (None, why) => {
+            say("host rules", format!("NOT there: {}", why.as_deref().unwrap_or("unknown")));
+        }
+    }
 }
 
 /// The end of `sluice drain`.
