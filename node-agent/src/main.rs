@@ -11,6 +11,7 @@ mod config;
 mod explain;
 mod failure;
 mod health;
+mod hosts;
 mod input;
 mod install;
 mod log;

@@ -1,34 +1,32 @@
 //! From the command line to a serving agent, and back.
 
 mod installer;
+mod parts;
 mod selftest;
 
-use super::Agent;
-use super::hosts::Hosts;
-use crate::ambient::{Ambient, Figures, Node, Options, Samples};
+use crate::ambient::Options;
 use crate::backend::NodeBackend;
 use crate::config::{AgentArgs, Entry};
-use crate::failure::causes;
 use crate::health::Health;
+use crate::hosts::Hosts;
 use crate::install::{PluginEntry, Settings};
 use crate::logsocket::LogSocket;
-use crate::metrics::{Metrics, Served};
+use crate::metrics::Served;
 use crate::notice::{self, Notices};
-use crate::operator::{Desk, Known, OperatorSocket};
 use crate::record::Records;
-use crate::repair::{self, place};
+use crate::repair;
 use crate::responder::Responder;
 use crate::server::Server;
 use crate::source::Pods;
 use crate::source::kubernetes::Interest;
 use anyhow::{Context, Result, bail};
 use installer::Installation;
+use parts::Parts;
 use redirect::enroll::Config;
 use selftest::SelfTest;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use sys::watch::Watch;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Threads that only wait for sockets; the work is done on blocking threads.
@@ -138,57 +136,36 @@ async fn serve(
         let health = Arc::clone(&health);
         tokio::spawn(port.run(move |path| health.page(path)));
     }
-    let kind = backend.kind().to_string();
-    let (pods, namespaces) = source.count();
     let server = Server::bind(&run_dir, &[wire::passed::RECORDS])?;
     let log_socket = LogSocket::bind(&run_dir)?;
-    let (backend, records) = (Arc::new(backend), Arc::new(Records::open(&run_dir)?));
+    let records = Arc::new(Records::open(&run_dir)?);
+    let (pods, namespaces) = source.count();
     tracing::info!(run_dir = %run_dir.display(), records = records.ids().len(), pods, namespaces, "serving");
     let writes = (ambient.is_some(), repair.is_some());
-    let notices = start_notices(&source, args, writes, &health);
-    let known = Known::of_agent(&records, &config, ambient.as_ref(), &hosts, &backend);
-    let shown = (source.clone(), Arc::clone(&backend));
-    let (looked_at, followed) = (source.clone(), source.clone());
-    let watch = args.audits_on_change().then(listen).flatten();
-    let node = ambient.map(|options| Node {
-        source: source.clone(),
-        policy: config.clone(),
-        options,
-        backend: Arc::clone(&backend),
-        records: Arc::clone(&records),
-        hosts: Arc::clone(&hosts),
-        notices: Arc::clone(&notices),
-        proc: place::root(),
-        watch: watch.clone(),
-    });
-    let agent = Agent::new(source, config, backend, records, hosts, Arc::clone(&notices), &run_dir);
-    let agent = Arc::new(agent);
-    let figures = Arc::new(Figures::default());
-    let audited = health.beats("drift", HOUSE_SILENCE);
-    agent.keep_captured(Arc::clone(&figures), watch, args.audit(), audited)?;
-    let ambient = node
-        .map(|node| Ambient::start(node, Arc::clone(&figures), health.beats("ambient", SILENCE)));
-    let ambient = ambient.transpose()?;
-    if let Some(ambient) = &ambient {
-        agent.serve_ambient(Arc::clone(ambient));
-    }
-    let operator_socket =
-        operate(&run_dir, known, shown, &health, ambient.clone(), &figures, &agent)?;
+    let parts = Parts {
+        notices: start_notices(&source, args, writes, &health),
+        run_dir,
+        source,
+        config,
+        options: ambient,
+        backend: Arc::new(backend),
+        records,
+        hosts,
+        health: Arc::clone(&health),
+        figures: Arc::default(),
+    };
+    let (agent, ambient) = parts.capture(args)?;
+    let operator_socket = parts.operate(&agent, ambient)?;
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
-    let counted = Arc::clone(&agent);
-    let escaped = move || counted.escaped();
-    let mut metrics = Metrics::new(Arc::clone(&health), looked_at, kind, escaped);
-    metrics.also(Box::new(Samples(figures)));
-    metrics.also(Box::new(notice::Samples(notices)));
-    let metrics = Arc::new(metrics);
+    let metrics = parts.metrics(&agent);
     if let Some(port) = metrics_port {
         let metrics = Arc::clone(&metrics);
         tokio::spawn(port.run(move |path| metrics.page(path)));
     }
-    start_repair(repair, &followed, &agent, &metrics, &health);
+    parts.repair(repair, &agent, &metrics);
     let lines = Arc::clone(&metrics);
     let log_socket = tokio::spawn(log_socket.run(move |level| lines.plugin_line(level)));
-    tokio::spawn(self_test.run(Arc::clone(&agent), run_dir, Arc::clone(&health)));
+    tokio::spawn(self_test.run(Arc::clone(&agent), parts.run_dir, Arc::clone(&health)));
     let beat = health.beats("plugin socket", SILENCE);
     let observer = Arc::new(Served { metrics: Arc::clone(&metrics), beat });
     let ending = Arc::clone(&health);
@@ -216,38 +193,6 @@ async fn serve(
     served
 }
 
-/// Hears of changes in pods' namespaces; `None` where that cannot be had.
-fn listen() -> Option<Arc<Watch>> {
-    match Watch::start() {
-        Ok(watch) => Some(Arc::new(watch)),
-        Err(error) => {
-            tracing::warn!(
-                reason = %causes(&error),
-                "changes in pods' namespaces are not heard of: captured pods are looked at by the period alone"
-            );
-            None
-        }
-    }
-}
-
-/// Answers the operator, from now on.
-fn operate(
-    run_dir: &Path,
-    known: Known,
-    (source, backend): (Pods, Arc<NodeBackend>),
-    health: &Arc<Health>,
-    ambient: Option<Arc<Ambient>>,
-    figures: &Arc<Figures>,
-    agent: &Arc<Agent>,
-) -> Result<tokio::task::JoinHandle<()>> {
-    let socket = OperatorSocket::bind(run_dir)?;
-    let (health, figures, agent) = (Arc::clone(health), Arc::clone(figures), Arc::clone(agent));
-    let escaped = Box::new(move || agent.escaped());
-    let started = Instant::now();
-    let desk = Desk { known, source, backend, health, ambient, figures, escaped, started };
-    Ok(tokio::spawn(socket.run(Arc::new(desk))))
-}
-
 /// Says in the cluster what is wrong with pods. The chart gives the rights for it with
 /// ambient mode, and with repair.
 fn start_notices(
@@ -262,22 +207,6 @@ fn start_notices(
     let writer = notice::Writer::new(Arc::clone(&notices), source.clone(), node, rights);
     tokio::spawn(writer.run(health.beats("notices", HOUSE_SILENCE)));
     notices
-}
-
-/// Repair needs to know how pods fare, which only a cluster tells.
-fn start_repair(
-    settings: Option<repair::Settings>,
-    source: &Pods,
-    agent: &Arc<Agent>,
-    metrics: &Arc<Metrics>,
-    health: &Health,
-) {
-    let (Some(settings), Pods::Kubernetes(kubernetes)) = (settings, source) else { return };
-    tracing::info!(mode = settings.mode.as_str(), "looking for pods that started without rules");
-    let beat = health.beats("repair", HOUSE_SILENCE);
-    let (agent, metrics) = (Arc::clone(agent), Arc::clone(metrics));
-    let worker = repair::Worker::new(agent, Arc::clone(kubernetes), metrics, settings);
-    tokio::spawn(worker.run(beat));
 }
 
 /// The runtime's own sign of life.

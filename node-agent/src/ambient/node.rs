@@ -2,8 +2,8 @@
 
 use super::jobs::Held;
 use super::options::Options;
-use crate::agent::Hosts;
 use crate::backend::NodeBackend;
+use crate::hosts::Hosts;
 use crate::notice::Notices;
 use crate::record::{Record, Records, SandboxId};
 use crate::source::Pods;

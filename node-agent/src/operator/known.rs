@@ -1,9 +1,9 @@
 //! What a look at the node's pods starts from: the agent's own parts, or without an
 //! agent the records and what the environment says of its settings.
 
-use crate::agent::Hosts;
 use crate::ambient::Options;
 use crate::backend::NodeBackend;
+use crate::hosts::Hosts;
 use crate::record::{Record, Records, SandboxId};
 use redirect::enroll::Config;
 use std::sync::Arc;

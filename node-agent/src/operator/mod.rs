@@ -19,8 +19,8 @@ pub(crate) use desk::Desk;
 pub(crate) use known::Known;
 pub(crate) use socket::OperatorSocket;
 
-use crate::agent::Hosts;
 use crate::config::{AskArgs, DrainArgs, OutputFormat, VerifyArgs, environment};
+use crate::hosts::Hosts;
 use crate::record::Records;
 use answer::{Agent, Drain, Name, Pods, Status, Verify};
 use anyhow::{Context, Result};
