@@ -44,7 +44,8 @@ pub(crate) fn spoken_of(cluster: &mut Cluster) -> Result<()> {
     cluster.client.apply(&plain(space, "server", "node1"))?;
     let before = cluster.wait_ready(space, "server")?;
 
-    let socket = cluster.nodes[0].inside("/var/run/ztunnel/ztunnel.sock")?;
+    // Not by /var/run: that is an absolute link, which would lead to this machine's own.
+    let socket = cluster.nodes[0].inside("/run/ztunnel/ztunnel.sock")?;
     let config = Config {
         faults: Faults { refuse: [("*".to_owned(), 1_000_000)].into(), ..Faults::default() },
         ..Config::new(cluster.scratch(), "ztunnel-node1", socket)
