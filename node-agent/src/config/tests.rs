@@ -117,6 +117,20 @@ fn what_has_no_effect_is_said() {
 }
 
 #[test]
+fn branch_interfaces_and_the_hosts_network_are_as_they_are_set() {
+    let branch = |arguments: &[&str]| parse(arguments).ambient_options().unwrap().branch;
+    assert!(branch(&[]), "Istio's default");
+    assert!(!branch(&["--ambient-enable-aws-branch-eni-probe=false"]));
+    let on_host = |arguments: &[&str]| {
+        let installation = parse(arguments).installation(Entry::InstallCni).unwrap();
+        installation.unwrap().1.agent_host_network
+    };
+    assert!(!on_host(&[]), "found out by the agent itself");
+    assert!(on_host(&["--agent-host-network=true"]));
+    assert!(!on_host(&["--agent-host-network=false"]));
+}
+
+#[test]
 fn repair_is_what_istios_settings_say() {
     use crate::repair::Mode;
     let repair = |arguments: &[&str]| parse(&[&["--node-name=n"], arguments].concat()).repair();
