@@ -311,7 +311,7 @@ impl Drop for Lab {
 impl Pod {
     pub(crate) fn request(&self) -> Value {
         json!({"Netns": "/var/run/netns/none", "PodName": self.name, "PodNamespace": "demo", "IPs": null,
-            "Sluice": {"Version": 1, "ContainerID": self.id, "IfName": "eth0", "PodUID": "", "DeadlineMs": 4500}})
+            "Sluice": {"Version": 1, "ContainerID": self.id, "IfName": "eth0", "PodUID": "", "DeadlineMs": 30_000}})
     }
 
     pub(crate) fn nft(&self) -> String {
