@@ -7,8 +7,9 @@ use crate::netlink::{NetlinkError, Protocol, Replies, Socket, attributes, be16, 
 use redirect::nft::{Statement, TABLES};
 use std::collections::HashMap;
 
-/// A picture is taken again when the rules changed meanwhile, this often at most.
-const PICTURES: u32 = 5;
+/// A picture is taken again when the rules changed meanwhile, this often at most. Several
+/// who write at once on a busy machine overtook each of five.
+const PICTURES: u32 = 20;
 
 /// Our tables as they are.
 #[derive(Debug, Default)]
