@@ -114,7 +114,7 @@ impl AmbientInside {
         }
         let sought = is_unresolved(to.ip()).unwrap_or(false);
         let port = if let Want::Port(port) = want { port } else { 0 };
-        let seen = self.tracker.watch(&dial, to, port)?;
+        let seen = self.tracker.watch(&dial, to, port, !sought)?;
         Ok((judge(way, to, want, &seen, listener.is_some())?, sought))
     }
 }

@@ -158,7 +158,7 @@ impl AmbientInside {
                     continue;
                 }
             }
-            let seen = self.tracker.watch(&dial, target, listener_port)?;
+            let seen = self.tracker.watch(&dial, target, listener_port, true)?;
             if seen == Seen::Nothing && listener.is_some() {
                 // Ours refuses nobody, and nothing else is on the way.
                 let what = "it was refused or dropped elsewhere".to_owned();
@@ -209,7 +209,7 @@ impl AmbientInside {
             });
             match started {
                 Ok(dial) => {
-                    let seen = self.tracker.watch(&dial, target, 0)?;
+                    let seen = self.tracker.watch(&dial, target, 0, true)?;
                     return judge(Way::Ztunnel, target, Want::Untouched, &seen, false);
                 }
                 Err(Errno::EPERM) => {

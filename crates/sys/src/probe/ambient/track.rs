@@ -39,12 +39,14 @@ impl Tracker {
     }
 
     /// Waits for the entry of a connection that is under way; when it is to go to
-    /// `port`, also for an answer. The entry is removed.
+    /// `port`, also for an answer. The entry is removed. `is_sent`: not held back for
+    /// want of a neighbour.
     pub(super) fn watch(
         &mut self,
         dial: &Dial,
         target: SocketAddr,
         port: u16,
+        is_sent: bool,
     ) -> Result<Seen, ProbeError> {
         let source = dial.source();
         let end = Instant::now() + WAIT;
@@ -71,7 +73,9 @@ impl Tracker {
         }
         let entry = match found {
             Some((entry, _)) => Some(entry),
-            // The node may have changed the source.
+            None if !is_sent => None,
+            // The node may have changed the source. The kernel walks over the entries of
+            // all namespaces for this: they are in one table.
             None => self.list()?.into_iter().find(|entry| {
                 entry.protocol == Protocol::Tcp && entry.destination == target && entry.is_half()
             }),
