@@ -205,10 +205,14 @@ impl Store {
         self.put(inner, name, Arc::new(seen), confirmed);
     }
 
-    /// A pod was so when it was asked for.
+    /// A pod was so when it was asked for; how it is as far as is known.
     pub(super) fn put_asked(&self, name: PodName, seen: Seen) -> Arc<Seen> {
         let seen = Arc::new(seen);
         let mut inner = self.lock();
+        // The watch may have told of a change while the answer was on its way.
+        if let Some(known) = inner.pod(&name).filter(|known| is_newer(known, &seen)) {
+            return Arc::clone(known);
+        }
         inner.asked.insert(name.clone());
         self.put(inner, name, Arc::clone(&seen), false);
         seen
@@ -271,6 +275,16 @@ impl Store {
     }
 }
 
+/// One is a later state of the same pod.
+fn is_newer(one: &Seen, other: &Seen) -> bool {
+    let version = |seen: &Seen| match seen {
+        Seen::Usable(pod) => pod.version.parse::<u64>().ok(),
+        Seen::Unusable { .. } => None,
+    };
+    let versions = version(one).zip(version(other));
+    uid(one) == uid(other) && versions.is_some_and(|(one, other)| one > other)
+}
+
 fn uid(seen: &Seen) -> &str {
     match seen {
         Seen::Usable(pod) => pod.facts.uid.as_deref().unwrap_or_default(),
@@ -305,6 +319,40 @@ mod tests {
         store.end_pods();
         assert!(store.pod(&name("a")).is_none());
         assert!(store.pod(&name("b")).is_some() && store.pod(&name("c")).is_some());
+    }
+
+    #[test]
+    fn an_answer_that_the_watch_overtook_undoes_nothing() {
+        use super::super::object::{Decoded, Scope, pod};
+        let scope = Scope { node: "node".into(), annotations: Vec::new() };
+        let at = |uid: &str, version: &str| {
+            let text = serde_json::json!({
+                "metadata": {"name": "a", "namespace": "n", "uid": uid, "resourceVersion": version},
+                "spec": {"nodeName": "node", "containers": [{"name": "c"}]},
+                "status": {},
+            });
+            match pod(&text.to_string(), &scope) {
+                Decoded::Object((_, seen @ Seen::Usable(_))) => seen,
+                other => panic!("{other:?}"),
+            }
+        };
+        let version = |seen: &Seen| match seen {
+            Seen::Usable(pod) => (pod.facts.uid.clone().unwrap(), pod.version.to_string()),
+            Seen::Unusable { .. } => unreachable!("a pod that can be used"),
+        };
+        let store = Store::default();
+        let known = || version(&store.pod(&name("a")).unwrap());
+        store.put_pod(name("a"), at("1", "10"));
+        assert_eq!(version(&store.put_asked(name("a"), at("1", "9"))), ("1".into(), "10".into()));
+        assert_eq!(known(), ("1".into(), "10".into()));
+        assert!(!store.lock().was_asked_for(&name("a")));
+        store.put_asked(name("a"), at("1", "11"));
+        assert_eq!(known(), ("1".into(), "11".into()));
+        // Of another pod a number says nothing; nor does a text.
+        for (uid, version) in [("2", "5"), ("2", "x"), ("2", "4")] {
+            store.put_asked(name("a"), at(uid, version));
+            assert_eq!(known(), (uid.into(), version.into()));
+        }
     }
 
     #[test]
