@@ -132,16 +132,12 @@ fn many_stuck_pods_do_not_flood_the_server() {
 fn without_an_api_it_is_counted() {
     let stage = Stage::with_manifests("loud-manifests", "nftables");
     let ztunnel = stage.ztunnel("zt");
+    let mut pod = stage.start(stage.manifest("p")).unwrap();
     ztunnel.fail(refusing()).unwrap();
-    let mut manifest = stage.manifest("p");
-    assert!(stage.start(manifest.clone()).is_err(), "ztunnel refuses it");
-    // Its sandbox may be gone by the time that it is looked at.
-    let any = || {
-        let reasons = ["not-accepted", "namespace-not-found"];
-        reasons.iter().filter_map(|reason| stuck(&stage, reason)).sum::<f64>()
-    };
-    await_it(&stage, "it is counted", || any() == 1.0);
-    manifest["metadata"]["labels"] = json!({MODE: "none"});
-    stage.publish(&manifest);
-    await_it(&stage, "it is not", || any() == 0.0);
+    // Another identity: ztunnel is to take it anew.
+    pod.manifest["spec"]["serviceAccountName"] = json!("other");
+    stage.publish(&pod.manifest);
+    await_it(&stage, "it is counted", || stuck(&stage, "not-accepted") == Some(1.0));
+    ztunnel.fail(Faults::default()).unwrap();
+    await_it(&stage, "it is well", || stuck(&stage, "not-accepted") == Some(0.0));
 }
