@@ -169,3 +169,20 @@ fn outlives_its_directory() {
     fs::write(path.join("c.yaml"), pod("c", "3")).unwrap();
     eventually("c", || wait(&directory, "c", "", 0).is_ok());
 }
+
+/// Its last write was announced to nobody, and when the directory is looked at it is too
+/// fresh to be believed.
+#[test]
+fn a_file_that_comes_with_a_new_directory_is_read() {
+    let parent = tempfile::tempdir().unwrap();
+    let [path, old, new] = ["pods", "old", "new"].map(|name| parent.path().join(name));
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.yaml"), pod("a", "1")).unwrap();
+    let directory = Directory::open(&path).unwrap();
+    eventually("a", || wait(&directory, "a", "", 0).is_ok());
+    fs::create_dir(&new).unwrap();
+    fs::write(new.join("b.yaml"), pod("b", "2")).unwrap();
+    fs::rename(&path, &old).unwrap();
+    fs::rename(&new, &path).unwrap();
+    eventually("b", || wait(&directory, "b", "", 0).is_ok());
+}

@@ -43,7 +43,7 @@ impl Watcher {
 
     /// Follows the directory until the process ends.
     pub(super) fn run(self, directory: &Directory) {
-        // What was too fresh to be read at the start, and will not be announced.
+        // What was too fresh to be read when all was looked at, and is not announced.
         let mut again = Some(Instant::now() + SETTLED);
         loop {
             if again.is_some_and(|at| at <= Instant::now()) {
@@ -61,7 +61,9 @@ impl Watcher {
             match self.inotify.read_events() {
                 Ok(events) => {
                     for event in &events {
-                        self.handle(event, directory);
+                        if self.handle(event, directory) {
+                            again = Some(Instant::now() + SETTLED);
+                        }
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -83,10 +85,11 @@ impl Watcher {
         Ok(poll(&mut polled, timeout)? > 0)
     }
 
-    fn handle(&self, event: &InotifyEvent, directory: &Directory) {
+    /// True when messages were lost, and with them perhaps that of a file's last write.
+    fn handle(&self, event: &InotifyEvent, directory: &Directory) -> bool {
         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
             self.follow_again(directory);
-            return;
+            return true;
         }
         if event.mask.contains(AddWatchFlags::IN_MOVE_SELF) {
             // Another directory may take its name: this one is followed no more. The
@@ -94,19 +97,19 @@ impl Watcher {
             if let Err(errno) = self.inotify.rm_watch(event.wd) {
                 cannot_read(directory, errno);
             }
-            return;
+            return false;
         }
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             compare(directory);
-            return;
+            return true;
         }
-        let Some(name) = &event.name else { return };
+        let Some(name) = &event.name else { return false };
         if !is_manifest(name) {
             // A mounted ConfigMap changes all its files by renaming `..data`.
             if name.as_encoded_bytes().starts_with(b"..data") {
                 read_all(directory, Trust::Complete);
             }
-            return;
+            return false;
         }
         let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
         if event.mask.intersects(gone) {
@@ -114,6 +117,7 @@ impl Watcher {
         } else if !event.mask.contains(AddWatchFlags::IN_CREATE) || is_link(directory, name) {
             directory.read(name, Trust::Complete);
         }
+        false
     }
 
     /// The directory was removed: its content is kept until it is back.
@@ -140,8 +144,7 @@ fn is_link(directory: &Directory, name: &OsStr) -> bool {
         .is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1)
 }
 
-/// After messages were lost: what is there now. What is still being written will be
-/// announced.
+/// After messages were lost: what is there now, but for what was written just now.
 fn compare(directory: &Directory) {
     read_all(directory, Trust::Partial);
     if let Err(error) = directory.forget_gone() {
