@@ -1,14 +1,16 @@
 //! The one thread that owns the machine: it feeds events in the order in which they
 //! come, and starts what the machine asks for. Nothing here waits for a step.
 
-use super::audit::{Audits, Check, Checked};
-use super::figures::{self, Figures, Why};
-use super::find::{self, Named, Recalled, Search};
+mod action;
+mod look;
+
+use super::audit::{Audits, Checked};
+use super::figures::{self, Figures};
+use super::find::{self, Named, Recalled};
 use super::jobs::{Held, Jobs, Key, Outcome, Outcomes};
 use super::look::Look;
-use super::node::{Node, id, record_name};
+use super::node::{Node, id};
 use super::probes::Probes;
-use super::report;
 use super::roster::Roster;
 use super::speaker::Speaker;
 use super::steps::Steps;
@@ -17,16 +19,15 @@ use super::ztunnel::Ztunnels;
 use crate::health::Beat;
 use crate::source::follow::{Change, Told};
 use crate::source::kubernetes::object::PodName;
-use ambient::action::{Action, Message, Refusal, Report};
+use ambient::action::Refusal;
 use ambient::event::{Event, Identity};
-use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, SessionId, StepId, TimerId};
-use ambient::machine::{Audit, Machine};
+use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, TimerId};
+use ambient::machine::Machine;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
-use sys::probe::Ports;
 use sys::seqpacket::server;
 use sys::watch::Notice;
 
@@ -332,189 +333,12 @@ impl Driver {
         }
     }
 
-    fn perform(&mut self, action: Action) {
-        match action {
-            Action::Find { step, uid } => self.find(step, uid),
-            Action::Program { step, uid, netns, .. } => self.program(step, &uid, netns),
-            Action::Unprogram { step, netns, .. } => {
-                self.steps.unprogram(step, netns, self.held.get(&netns).cloned());
-            }
-            Action::Release(netns) => {
-                self.held.remove(&netns);
-                self.offered.remove(&netns);
-                self.audits.released(netns);
-            }
-            Action::Forget(uid) => self.forget(&uid),
-            Action::Send { session, message } => self.send(session, message),
-            Action::Close(session) => self.ztunnels.close(session),
-            Action::SetProbe { step, ip, ports, .. } => self.steps.set_probe(step, ip, ports),
-            Action::ClearProbe { step, ip } => self.steps.clear_probe(step, ip),
-            Action::Annotate { step, uid, value } => {
-                let told = self.roster.told(&uid);
-                self.steps.annotate(step, uid, value, told);
-            }
-            Action::Answer { request, result } => {
-                self.timers.cancel(&Due::Request(request));
-                if let Some(reply) = self.requests.remove(&request) {
-                    // Who asked may be gone.
-                    drop(reply.try_send(result));
-                }
-            }
-            Action::Timer { timer, delay, jitter } => {
-                let more =
-                    if jitter { delay.mul_f64(fastrand::f64() / 5.0) } else { Duration::ZERO };
-                self.timers.set(Due::Machine(timer), Instant::now() + delay + more);
-            }
-            Action::Cancel(timer) => self.timers.cancel(&Due::Machine(timer)),
-            Action::Standing { uid, standing } => {
-                self.figures.stands(&uid, standing);
-                self.say(&uid, None);
-            }
-            Action::Report { uid, report } => {
-                let who = uid.as_ref().map(|uid| (uid, self.roster.told(uid)));
-                report::tell(who, &report);
-                self.say_reported(uid.as_ref(), &report);
-                // What was found is programmed again at once.
-                if let Report::Repaired { .. } | Report::Drifted { .. } = report {
-                    self.figures.repaired("rules");
-                }
-            }
-            Action::Drained => tracing::info!("every ambient pod is un-enrolled"),
-        }
-    }
-
-    /// Says of a pod in the cluster how it stands.
-    fn say(&self, uid: &PodUid, report: Option<&Report>) {
-        self.speaker.pod(self.machine.pod(uid).as_ref(), self.roster.told(uid), report);
-    }
-
-    /// The same of every pod: not all that makes one well again is an event of its own.
-    fn say_all(&self) {
-        for view in self.machine.pods() {
-            self.speaker.pod(Some(&view), self.roster.told(&view.uid), None);
-        }
-    }
-
-    fn say_reported(&mut self, uid: Option<&PodUid>, report: &Report) {
-        if let Some(uid) = uid {
-            self.say(uid, Some(report));
-        } else if self.speaker.node(report) {
-            self.say_all();
-        }
-    }
-
-    fn find(&mut self, step: StepId, uid: PodUid) {
-        let uids = self.roster.told(&uid).map_or_else(|| vec![uid.as_str().to_owned()], Told::uids);
-        self.steps.find(Search {
-            step,
-            uids,
-            addresses: self.roster.addresses(&uid),
-            records: self.roster.records(&uid).cloned().collect(),
-            sandbox: self.roster.sandbox(&uid).cloned(),
-            uid,
-        });
-    }
-
-    fn program(&mut self, step: StepId, uid: &PodUid, netns: NetnsId) {
-        let is_offered = self.offered.contains(&netns);
-        let ports = if is_offered { Ports::Ztunnels } else { Ports::Ours };
-        self.audits.forget(uid);
-        let held = self.held.get(&netns).cloned();
-        if let Some(name) = held.as_ref().and_then(|held| record_name(held, uid.as_str())) {
-            self.roster.is_recorded(uid, name);
-        }
-        let told = self.roster.told(uid).cloned();
-        self.steps.program(step, netns, (told, held), ports);
-    }
-
-    fn send(&mut self, session: SessionId, message: Message) {
-        let held = match &message {
-            Message::Add { netns, .. } => {
-                self.offered.insert(*netns);
-                self.held.get(netns)
-            }
-            _ => None,
-        };
-        self.ztunnels.send(session, message, held);
-    }
-
-    /// Looks at all pods that are captured, beside everything else.
-    fn audit(&mut self) {
-        if self.audits.is_running() {
-            self.timers.set(Due::Audit, Instant::now() + AGAIN);
-            return;
-        }
-        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
-        self.roster.cleared().iter().for_each(|name| self.gone(name));
-        self.say_all();
-        let all: Vec<Audit> = self.machine.audits().collect();
-        let checks = all.into_iter().filter_map(|audit| {
-            let since = self.audits.take_one(audit.netns);
-            self.check(audit, since)
-        });
-        let checks = checks.collect();
-        self.look_at(checks, Why::Period);
-    }
-
-    /// Looks at those of which something was heard. What is being written to now is
-    /// looked at after that.
-    fn audit_heard(&mut self) {
-        if self.audits.is_running() {
-            return;
-        }
-        let heard = self.audits.take();
-        let found = self.machine.audits().filter_map(|audit| {
-            let since = heard.get(&audit.netns)?;
-            self.check(audit, Some(*since))
-        });
-        let checks = found.collect();
-        self.look_at(checks, Why::Heard);
-    }
-
-    fn check(&self, audit: Audit, since: Option<Instant>) -> Option<Check> {
-        Some(Check {
-            addresses: self.roster.addresses(&audit.uid),
-            told: self.roster.told(&audit.uid)?.clone(),
-            held: self.held.get(&audit.netns)?.clone(),
-            uid: audit.uid,
-            since,
-        })
-    }
-
-    fn look_at(&mut self, checks: Vec<Check>, why: Why) {
-        checks.iter().for_each(|_| self.figures.looked(why));
-        self.audits.begin(&mut self.steps.jobs, &self.node, checks, why);
-    }
-
     /// Istio's own exemption of kubelet's probes goes once no pod needs it.
     fn take_over(&mut self) {
         if self.machine.exempts_all() {
             self.steps.take_over();
         } else {
             self.timers.set(Due::TakeOver, Instant::now() + BEAT);
-        }
-    }
-
-    fn audited(&mut self, checked: Vec<Checked>) {
-        for Checked { uid, netns, verdict, brought, since } in self.audits.end(checked) {
-            if let Some((netns, held)) = brought {
-                self.held.entry(netns).or_insert(held);
-            }
-            self.feed(Event::Audited { uid: uid.clone(), netns, verdict });
-            if let Some(since) = since {
-                self.figures.exposed_since(&uid, since);
-            }
-        }
-    }
-
-    fn forget(&mut self, uid: &PodUid) {
-        self.audits.forget(uid);
-        for name in self.roster.forget(uid) {
-            // The sandbox may have become another pod's, with a record of its own.
-            let is_own = |record| find::is_of(&record, uid.as_str());
-            if self.node.records.read(&name).ok().flatten().is_some_and(is_own) {
-                report::forgotten(self.node.records.remove(&name));
-            }
         }
     }
 }
