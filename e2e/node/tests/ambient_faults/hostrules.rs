@@ -60,22 +60,24 @@ fn load_istios(host: &Namespace, pod: &Started, tool: Tool) {
     }
 }
 
-/// Everything that may be Istio's, or somebody's, on the host.
-fn listing(host: &Namespace) -> String {
+/// Everything that may be Istio's, or somebody's, on the host. `None` while it changes:
+/// a tool that lists a rule whose set goes just then fails.
+fn listing(host: &Namespace) -> Option<String> {
     let lists: [&[&str]; 4] = [
         &["nft", "list", "ruleset"],
         &["iptables-legacy-save"],
         &["ip6tables-legacy-save"],
         &["ipset", "list", "-n"],
     ];
-    lists.map(|argv| host.load(argv, "").unwrap()).concat()
+    lists.iter().map(|argv| host.load(argv, "").ok()).collect()
 }
 
 fn is_rid(host: &Namespace) -> bool {
-    let all = listing(host);
-    !all.contains("table inet istio-ambient-nat {")
-        && !all.contains("ISTIO_")
-        && !all.contains("istio-inpod-probes")
+    listing(host).is_some_and(|all| {
+        !all.contains("table inet istio-ambient-nat {")
+            && !all.contains("ISTIO_")
+            && !all.contains("istio-inpod-probes")
+    })
 }
 
 fn taken_over(name: &str, backend: &'static str, tool: Tool) {
@@ -138,7 +140,7 @@ fn taken_over(name: &str, backend: &'static str, tool: Tool) {
     });
     assert_eq!(refused, Vec::<String>::new(), "of {} probes", probes.load(Ordering::Relaxed));
     kubelet.await_known(&stage);
-    let all = listing(&stage.cluster.node.host);
+    let all = listing(&stage.cluster.node.host).unwrap();
     for foreign in &FOREIGN[..] {
         let is_there = all.contains(foreign) || (tool == Tool::Nft && *foreign == "SOMEBODY");
         assert!(is_there, "{foreign} is not Istio's: {all}");

@@ -46,7 +46,8 @@ pub(crate) fn forget_records(stage: &Stage) {
 /// Rules of the backend's dialect alone, and in our form: only a connection's first
 /// packet is redirected.
 fn are_ours(stage: &Stage, pod: &Started) -> bool {
-    let load = |argv: &[&str]| pod.pod.sandbox.load(argv, "").unwrap();
+    // A tool may fail while what it lists is replaced; then they are not yet.
+    let load = |argv: &[&str]| pod.pod.sandbox.load(argv, "").unwrap_or_else(|_| "ISTIO_".into());
     let (nft, legacy) = (load(&["nft", "list", "ruleset"]), load(&["iptables-legacy-save"]));
     let (native, chains) = (nft.contains("istio-ambient-nat"), nft.contains("ISTIO_"));
     let syn = nft.contains("syn") || load(&["iptables-nft-save"]).contains("SYN");
