@@ -130,7 +130,7 @@ const DNS: (&str, &str) = ("ISTIO_META_DNS_CAPTURE", "true");
 /// A dual stack pod with DNS capture: everything is captured that should be, and
 /// CHECK notices when it no longer is.
 fn dual_stack(backend: &str, mode: &str) {
-    let cluster = by_the_period("chain", backend);
+    let cluster = unaudited("chain", backend);
     let _world = cluster.serve_world(&[53, 80, 8443]).unwrap();
     let manifest = sidecar_pod(NAMESPACE, "dual", &annotations(mode), &[DUAL, DNS]);
     let pod = cluster.run_pod(&manifest).unwrap();
@@ -178,10 +178,10 @@ fn again(cluster: &Cluster, pod: &Pod) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A cluster in which what is taken away stays away for a while.
-fn by_the_period(name: &str, backend: &str) -> Cluster {
+/// A cluster in which what is taken away stays away.
+fn unaudited(name: &str, backend: &str) -> Cluster {
     let mut cluster = Cluster::without_agent(name, &Network::default()).unwrap();
-    let args = ["--backend", backend, "--audit-on-change=false"];
+    let args = ["--backend", backend, "--audit-on-change=false", "--audit-seconds=3600"];
     let Cluster { programs, node, directories, .. } = &cluster;
     cluster.agent = Some(Agent::launch(programs, &node.host, directories, &args).unwrap());
     cluster
@@ -206,7 +206,7 @@ fn sabotage(pod: &Pod, backend: &str) {
 #[test]
 fn check_notices_what_is_missing() {
     for backend in BACKENDS {
-        let cluster = by_the_period("check", backend);
+        let cluster = unaudited("check", backend);
         let manifest = sidecar_pod(NAMESPACE, "checked", &annotations("TPROXY"), &[DUAL, DNS]);
         let pod = cluster.run_pod(&manifest).unwrap();
         let check = || cluster.runtime().check(&cluster.list, &pod.attachment);

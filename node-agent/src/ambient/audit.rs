@@ -2,7 +2,8 @@
 //! of a change, and in each period whether it does or not. A namespace whose rules
 //! nobody wrote to since the last look costs one question for the generation of its
 //! rules, and one for its routes where changes of those are not heard of. Legacy
-//! iptables notifies nobody: what is changed there is found by the period.
+//! iptables notifies nobody, and has no generation: what is changed there is found by
+//! the look that compares all, each tenth.
 
 use super::driver::Input;
 use super::figures::Why;

@@ -126,7 +126,7 @@ fn a_policy_that_refuses_the_node_is_not_the_pods_refusal() {
 
 #[test]
 fn check_says_what_is_missing() {
-    let lab = Lab::with_agent(&["--audit-on-change=false"]);
+    let lab = Lab::with_agent(&["--audit-on-change=false", "--audit-seconds=3600"]);
     lab.sidecar("p", &[], &[]);
     let pod = lab.pod("p");
     lab.add(&pod).decision();
