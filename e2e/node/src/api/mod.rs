@@ -13,6 +13,7 @@ mod fault;
 mod generate;
 mod http;
 mod merge;
+mod route;
 mod select;
 mod serve;
 mod store;

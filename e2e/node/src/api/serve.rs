@@ -2,6 +2,7 @@
 
 use super::http::{self, Request};
 use super::merge::{merge, merge_strategically};
+use super::route::Route;
 use super::select::Selector;
 use super::store::kind_of;
 use super::watch::{watch, watch_refusal};
@@ -11,17 +12,6 @@ use std::io::BufReader;
 use std::net::TcpStream;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
-
-/// What a request is about.
-#[derive(Debug, Clone)]
-pub(super) struct Route {
-    group: &'static str,
-    pub(super) resource: String,
-    subresource: String,
-    pub(super) namespace: String,
-    name: String,
-    verb: &'static str,
-}
 
 /// An answer of known length.
 pub(super) struct Reply {
@@ -64,7 +54,7 @@ pub(super) fn connection(stream: TcpStream, shared: &Shared) {
 
 /// The error ends the connection.
 fn exchange(stream: &mut TcpStream, request: &Request, shared: &Shared) -> std::io::Result<()> {
-    let Some(route) = route(request) else {
+    let Some(route) = Route::of(request) else {
         let reply = Reply::refusal(404, "NotFound", "the server could not find the resource");
         return send(stream, &reply, None);
     };
@@ -209,51 +199,6 @@ fn refused(fault: &Fault, route: &Route) -> Reply {
         Fault::Status(status) => Reply::refusal(*status, "Fault", "as the test wants it"),
         _ => Reply::refusal(500, "InternalError", "a fault that is no answer"),
     }
-}
-
-/// `/api/v1/...` or `/apis/GROUP/VERSION/...`.
-fn route(request: &Request) -> Option<Route> {
-    let mut parts: Vec<&str> = request.path.split('/').filter(|part| !part.is_empty()).collect();
-    let group = match parts.as_slice() {
-        ["api", "v1", ..] => {
-            parts.drain(..2);
-            ""
-        }
-        ["apis", "apps", "v1", ..] => {
-            parts.drain(..3);
-            "apps"
-        }
-        _ => return None,
-    };
-    let (namespace, rest): (&str, &[&str]) = match parts.as_slice() {
-        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (namespace, rest),
-        all => ("", all),
-    };
-    let (resource, name, subresource) = match rest {
-        [resource] => (*resource, "", ""),
-        [resource, name] => (*resource, *name, ""),
-        [resource, name, sub] => (*resource, *name, *sub),
-        _ => return None,
-    };
-    kind_of(resource)?;
-    let watching = matches!(request.query.get("watch").map(String::as_str), Some("true" | "1"));
-    let verb = match (request.method.as_str(), name.is_empty()) {
-        ("GET", true) if watching => "watch",
-        ("GET", true) => "list",
-        ("GET", false) => "get",
-        ("POST", true) => "create",
-        ("PATCH", false) => "patch",
-        ("DELETE", false) => "delete",
-        _ => return None,
-    };
-    Some(Route {
-        group,
-        resource: resource.to_owned(),
-        subresource: subresource.to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        verb,
-    })
 }
 
 fn reply(shared: &Shared, route: &Route, request: &Request, lie: &dyn Fn(&mut Value)) -> Reply {

@@ -1,8 +1,9 @@
 //! Watches, and lists that are streamed.
 
 use super::http::{self, Request};
+use super::route::Route;
 use super::select::Selector;
-use super::serve::{Reply, Route, selector, shown, status_object, wants_metadata};
+use super::serve::{Reply, selector, shown, status_object, wants_metadata};
 use super::store::kind_of;
 use super::{Shared, State, WatchList};
 use serde_json::{Value, json};
