@@ -61,7 +61,7 @@ fn what_ztunnel_refuses_is_said_and_taken_back() {
     let no = said("False", "ZtunnelRefused");
     await_it(&stage, "it is said that it is stuck", || condition(&stage, &pod) == no);
     let warned = ("Warning".to_owned(), "ZtunnelRefused".to_owned());
-    assert_eq!(events(&stage, pod.uid()), [warned.clone()]);
+    assert_eq!(events(&stage, pod.uid()), std::slice::from_ref(&warned));
     assert_eq!(stuck(&stage, "not-accepted"), Some(1.0));
     ztunnel.fail(Faults::default()).unwrap();
     let yes = said("True", "Captured");
