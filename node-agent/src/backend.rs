@@ -12,7 +12,7 @@ use sys::backend::{Applied, Backend, BackendError, BackendKind, Diff, clear, con
 use sys::conntrack::{Queries, flush_dns};
 use sys::hostprobe::Programmer;
 use sys::iptables::{DetectError, Iptables, Search};
-use sys::nftables::{Nftables, iptables_residue, remove_compat};
+use sys::nftables::{self, Nftables, iptables_residue, legacy_tables, remove_compat};
 use sys::probe::{ScratchError, scratch};
 
 /// What the operator asks for.
@@ -295,9 +295,7 @@ impl NodeBackend {
     /// iptables, when the namespace has rules of it that nftables cannot replace: with
     /// those for ztunnel its own transaction takes out what iptables-nft wrote.
     fn beside(&self, set: RuleSet) -> Result<Option<&dyn Backend>, String> {
-        if set == RuleSet::Ambient
-            && iptables_residue().map_err(|error| causes(&error))?.legacy_tables.is_empty()
-        {
+        if set == RuleSet::Ambient && legacy_tables().map_err(|error| causes(&error))?.is_empty() {
             return Ok(None);
         }
         self.iptables_in_use()
@@ -348,6 +346,16 @@ pub(crate) fn rules_hash(plan: &dyn Rules) -> String {
     }
     add(&format!("{:?}", desired.routing));
     format!("{hash:016x}")
+}
+
+/// A number that changes whenever rules of the calling thread's namespace are written.
+/// `None` where that cannot be told: without nf_tables, and where legacy iptables has
+/// tables, which nobody counts.
+pub(crate) fn generation() -> Option<u32> {
+    if !legacy_tables().ok()?.is_empty() {
+        return None;
+    }
+    nftables::generation().ok()
 }
 
 /// The routing of a plan, the same in every form.

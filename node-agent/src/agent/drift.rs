@@ -3,10 +3,10 @@
 //! knows what ztunnel has of them.)
 //!
 //! [`rounds`] says when: as soon as the kernel notifies of a change, and in each period
-//! whether it does or not. Legacy iptables does not, nor has it a generation: what is
-//! changed there is found by the look that compares all, each tenth. A namespace whose
-//! rules nobody wrote to since the last look costs one question for the generation of
-//! its rules, and one for its routes where changes of those are not heard of. None is
+//! whether it does or not. Legacy iptables does not, nor has it a generation: there all is
+//! compared each time. A namespace whose rules nobody wrote to since the last look costs
+//! one question for the generation of its rules, and one for its routes where changes of
+//! those are not heard of. None is
 //! held open between looks: that would keep a sandbox alive that is gone.
 
 mod rounds;
@@ -15,7 +15,7 @@ pub(super) use rounds::Word;
 
 use super::Agent;
 use crate::ambient::{Figures, Why};
-use crate::backend::routing_of;
+use crate::backend::{generation, routing_of};
 use crate::failure::causes;
 use crate::notice::{State, Trouble};
 use crate::record::{Record, SandboxId};
@@ -28,12 +28,11 @@ use rounds::{SharedSurvey, Tools};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sys::netns::{Netns, NetnsId, within_pod};
+use sys::routing;
 use sys::watch::Watch;
-use sys::{nftables, routing};
 use wire::request::{Extension, PodRequest};
 
-/// Every so many looks all is compared, whatever the generation says: legacy iptables
-/// does not change it.
+/// Every so many looks all is compared, whatever the generation says.
 const THOROUGH: u32 = 10;
 
 /// Time for a repair.
@@ -155,8 +154,8 @@ impl Agent {
         is_called: bool,
     ) -> Result<Found, String> {
         within_pod(netns, self.hosts.own(), || {
-            // A kernel without nf_tables has none, and is compared each time.
-            let generation = nftables::generation().ok();
+            // Where there is none, all is compared each time.
+            let generation = generation();
             let known = last
                 .filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
             if let Some(seen) = known {

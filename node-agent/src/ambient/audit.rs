@@ -2,8 +2,7 @@
 //! of a change, and in each period whether it does or not. A namespace whose rules
 //! nobody wrote to since the last look costs one question for the generation of its
 //! rules, and one for its routes where changes of those are not heard of. Legacy
-//! iptables notifies nobody, and has no generation: what is changed there is found by
-//! the look that compares all, each tenth.
+//! iptables notifies nobody, and has no generation: there all is compared each time.
 
 use super::driver::Input;
 use super::figures::Why;
@@ -11,7 +10,7 @@ use super::jobs::{Held, Job, Jobs, Key, Kind, Work};
 use super::node::{Node, id};
 use super::subject;
 use crate::attention::Attention;
-use crate::backend::routing_of;
+use crate::backend::{generation, routing_of};
 use crate::failure::causes;
 use crate::repair::place::{self, Survey};
 use crate::source::follow::Told;
@@ -24,11 +23,11 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 use sys::netns::within_pod;
+use sys::routing;
 use sys::watch::Notice;
-use sys::{nftables, routing};
 
-/// Every so many looks all is compared, whatever the generation says: legacy iptables
-/// does not change it, nor does an address family that comes or goes.
+/// Every so many looks all is compared, whatever the generation says: an address family
+/// that comes or goes does not change it.
 const THOROUGH: u32 = 10;
 
 /// A pod that is to be looked at.
@@ -295,8 +294,8 @@ type Well = Option<(u32, Arc<Routing>)>;
 /// In the pod's namespace: as it was, or as it must be, or not.
 fn inside(node: &Node, check: &Check, last: Option<&Seen>) -> Result<(Verdict, Well), String> {
     within_pod(&check.held.netns, node.hosts.own(), || {
-        // A kernel without nf_tables has none, and is compared each time.
-        let generation = nftables::generation().ok();
+        // Where there is none, all is compared each time.
+        let generation = generation();
         let known =
             last.filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
         if let Some(seen) = known {

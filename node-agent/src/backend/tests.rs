@@ -72,3 +72,15 @@ fn istios_form_is_converted_by_the_same_backend() {
     })
     .unwrap();
 }
+
+#[test]
+fn legacy_rules_are_looked_at_each_time() {
+    within(&Netns::create().unwrap(), || {
+        let before = generation().unwrap();
+        load("/usr/sbin/nft", &["add", "table", "inet", "somebodys"], "");
+        assert_ne!(generation().unwrap(), before);
+        load("/usr/sbin/ip6tables-legacy", &["-w", "60", "-t", "nat", "-N", "SOMEBODYS"], "");
+        assert_eq!(generation(), None);
+    })
+    .unwrap();
+}

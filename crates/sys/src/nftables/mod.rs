@@ -15,7 +15,7 @@ mod residue;
 mod tests;
 
 pub use counters::captured;
-pub use residue::{Residue, iptables_residue};
+pub use residue::{Residue, iptables_residue, legacy_tables};
 
 use crate::backend::{Applied, Backend, BackendError, BackendKind, Diff};
 use crate::netlink::{NetlinkError, Protocol, Rejected, Socket};

@@ -35,7 +35,16 @@ pub fn iptables_residue() -> Result<Residue, BackendError> {
         .into_iter()
         .map(|(family, table, chain)| format!("{family} {table} {chain}"))
         .collect();
-    let mut legacy_tables = Vec::new();
+    Ok(Residue { nft_chains, legacy_tables: legacy_tables()? })
+}
+
+/// Tables of legacy iptables in the calling thread's namespace, with their family. The
+/// kernel registers one when it is first looked at or written.
+///
+/// # Errors
+/// When the names are there and cannot be read (they are root's).
+pub fn legacy_tables() -> Result<Vec<String>, BackendError> {
+    let mut tables = Vec::new();
     for (family, path) in [
         ("ip", "/proc/thread-self/net/ip_tables_names"),
         ("ip6", "/proc/thread-self/net/ip6_tables_names"),
@@ -46,7 +55,7 @@ pub fn iptables_residue() -> Result<Residue, BackendError> {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(source) => return Err(BackendError::File { path, source }),
         };
-        legacy_tables.extend(names.lines().map(|table| format!("{family} {table}")));
+        tables.extend(names.lines().map(|table| format!("{family} {table}")));
     }
-    Ok(Residue { nft_chains, legacy_tables })
+    Ok(tables)
 }

@@ -2,7 +2,7 @@
 //! is read again when the kernel says that its writer closed it or that it was renamed
 //! into place; one that is broken or empty then keeps what it had, because a pod must not
 //! drop out of the mesh while its file is being rewritten. [`watch`] owns the kernel's
-//! messages, [`file`] one file.
+//! messages, [`mod@file`] one file.
 
 mod file;
 mod watch;
