@@ -111,9 +111,10 @@ impl Agent {
     ) -> io::Result<()> {
         let (sender, words) = channel();
         let (jobs, todo) = channel();
-        // Called once, at the start.
-        let _ = self.rounds.set(sender.clone());
         if let Some(watch) = &watch {
+            // For what an ADD wrote before its namespace was watched. Called once, at
+            // the start.
+            let _ = self.rounds.set(sender.clone());
             let told = sender.clone();
             watch.follow(move |notice| told.send(Word::Notice(notice)).is_ok());
         }
