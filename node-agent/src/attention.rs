@@ -14,6 +14,10 @@ const GAP: Duration = Duration::from_secs(1);
 /// The same when only that something was lost is known: it is of all of them.
 const LOST_GAP: Duration = Duration::from_secs(5);
 
+/// After a write of our own, which has been proved: a node that starts many pods at once
+/// has other work first.
+const LATER: Duration = Duration::from_secs(2);
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Attention<K> {
@@ -43,6 +47,11 @@ impl<K: Clone + Eq + Hash> Attention<K> {
     /// It may have been changed, as may all others.
     pub(crate) fn suspect(&mut self, key: K, now: Instant) {
         self.call_after(key, now, LOST_GAP);
+    }
+
+    /// We changed it.
+    pub(crate) fn call_later(&mut self, key: K, now: Instant) {
+        self.waiting.entry(key).or_insert(Waiting { due: now + LATER, since: now });
     }
 
     fn call_after(&mut self, key: K, now: Instant, gap: Duration) {
@@ -126,5 +135,17 @@ mod tests {
         attention.call(1, at(9));
         attention.forget(&1);
         assert_eq!(attention.due(), None);
+    }
+
+    #[test]
+    fn a_write_of_our_own_can_wait_and_a_change_cannot() {
+        let mut attention = Attention::default();
+        let begun = Instant::now();
+        attention.call_later(1, begun);
+        assert_eq!(attention.due(), Some(begun + LATER));
+        attention.call(1, begun + MS);
+        assert_eq!(attention.due(), Some(begun + MS + SETTLE));
+        attention.call_later(1, begun + 2 * MS);
+        assert_eq!(attention.take(begun + MS + SETTLE), [(1, begun)]);
     }
 }

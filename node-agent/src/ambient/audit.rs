@@ -98,7 +98,7 @@ impl Audits {
 
     /// A namespace was written to by us.
     pub(super) fn written(&mut self, netns: NetnsId) {
-        self.attention.call(netns, Instant::now());
+        self.attention.call_later(netns, Instant::now());
     }
 
     /// Something was heard of namespaces; these are held.

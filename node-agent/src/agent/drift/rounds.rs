@@ -209,7 +209,7 @@ impl Rounds {
             }
             Word::Captured(id) => {
                 self.rows.entry(id.clone()).or_default().dead = false;
-                self.attention.call(id, now);
+                self.attention.call_later(id, now);
             }
             Word::Looked(id, looked) => {
                 self.looked(&id, looked, now);
