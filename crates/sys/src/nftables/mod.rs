@@ -114,21 +114,6 @@ impl Backend for Nftables {
     }
 }
 
-/// True when the calling thread's namespace has tables of our names; false also
-/// where the kernel has no nf_tables.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn in_use() -> Result<bool, BackendError> {
-    let mut socket = Socket::open(Protocol::Netfilter)?;
-    match kernel::our_tables(&mut socket) {
-        Ok(tables) => Ok(!tables.is_empty()),
-        // Nobody answers for that part of netfilter.
-        Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Removes what iptables-nft wrote for ztunnel, or left of it, without iptables:
 /// chains named `ISTIO_...` and the jumps to them. True when there was something.
 ///

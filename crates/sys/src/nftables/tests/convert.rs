@@ -91,13 +91,14 @@ fn either_backend_converts_what_the_other_left_and_clears_everything() {
 
             let done = convert(&iptables, Some(&nftables), &want).unwrap();
             assert_eq!(done, Applied::Replaced);
-            assert!(!in_use().unwrap());
+            assert_eq!(observe(&Desired::default()), "");
             assert_eq!(iptables.observe(&want).unwrap().to_string(), "");
             assert_eq!(iptables.apply(&want, None).unwrap(), Applied::Unchanged);
 
             nftables.apply(&want, None).unwrap();
             clear(&[&nftables, &iptables]).unwrap();
-            assert!(!in_use().unwrap() && !saved(name).contains("ISTIO_"));
+            assert_eq!(observe(&Desired::default()), "");
+            assert!(!saved(name).contains("ISTIO_"));
             assert_eq!(routing::missing(&routing::everything()).unwrap().len(), 9);
             clear(&[&nftables, &iptables]).unwrap();
         });
