@@ -3,11 +3,11 @@
 //! knows what ztunnel has of them.)
 //!
 //! [`rounds`] says when: as soon as the kernel notifies of a change, and in each period
-//! whether it does or not. Legacy iptables does not, nor has it a generation: there all is
-//! compared each time. A namespace whose rules nobody wrote to since the last look costs
-//! one question for the generation of its rules, and one for its routes where changes of
-//! those are not heard of. None is
-//! held open between looks: that would keep a sandbox alive that is gone.
+//! whether it does or not. Legacy iptables does not, nor has it a generation: there all
+//! is compared each time. A namespace whose rules nobody wrote to since the last look
+//! costs one question for the generation of its rules, and one for its routes where
+//! changes of those are not heard of. None is held open between looks: that would keep a
+//! sandbox alive that is gone.
 
 mod rounds;
 
