@@ -382,5 +382,4 @@ fn dialect(kind: BackendKind) -> Dialect {
 }
 
 #[cfg(test)]
-#[path = "backend/tests.rs"]
 mod tests;

@@ -19,6 +19,7 @@ mod logsocket;
 mod metrics;
 mod notice;
 mod operator;
+mod place;
 mod record;
 mod repair;
 mod responder;

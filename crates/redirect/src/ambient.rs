@@ -163,5 +163,4 @@ fn interfaces(pod: &Pod, errors: &mut Vec<PlanError>) -> Vec<Interface> {
 }
 
 #[cfg(test)]
-#[path = "ambient/tests.rs"]
 mod tests;

@@ -222,5 +222,4 @@ fn sidecar(pod: &Pod) -> Decision {
 }
 
 #[cfg(test)]
-#[path = "enroll/tests.rs"]
 mod tests;

@@ -255,5 +255,4 @@ pub(crate) fn parse_port(text: &str) -> Option<u16> {
 }
 
 #[cfg(test)]
-#[path = "sidecar/tests.rs"]
 mod tests;

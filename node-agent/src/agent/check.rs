@@ -2,8 +2,8 @@
 
 use super::{Agent, answer, sandbox};
 use crate::failure::{Failure, causes};
+use crate::place;
 use crate::record::{Detached, SandboxId};
-use crate::repair::place;
 use crate::server::Along;
 use redirect::enroll::{self, decide};
 use redirect::plan::Plan;

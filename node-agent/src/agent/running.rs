@@ -3,8 +3,8 @@
 
 use super::Agent;
 use crate::failure::{Failure, causes};
+use crate::place::{self, Place, PlaceError};
 use crate::record::{Record, SandboxId};
-use crate::repair::place::{self, Place, PlaceError};
 use crate::source::kubernetes::object::NodePod;
 use redirect::enroll::{self, decide};
 use redirect::pod::Namespace;

@@ -1,7 +1,7 @@
 //! The network namespace that something is about, where no descriptor came along.
 
 use crate::failure::causes;
-use crate::repair::place;
+use crate::place;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use std::ffi::OsStr;

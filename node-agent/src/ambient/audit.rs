@@ -12,7 +12,7 @@ use super::subject;
 use crate::attention::Attention;
 use crate::backend::{generation, routing_of};
 use crate::failure::causes;
-use crate::repair::place::{self, Survey};
+use crate::place::{self, Survey};
 use crate::source::follow::Told;
 use ambient::event::{Failure, Place, Verdict};
 use ambient::id::{NetnsId, OptionsHash, PodUid};

@@ -4,8 +4,8 @@
 use super::jobs::{Held, Outcome, Outcomes};
 use super::node::{Node, id};
 use crate::failure::causes;
+use crate::place::{self, Place, Survey};
 use crate::record::{Record, SandboxId};
-use crate::repair::place::{self, Place, Survey};
 use ambient::event::{self, Failure, Identity};
 use ambient::id::{PodUid, StepId};
 use std::net::IpAddr;

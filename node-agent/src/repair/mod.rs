@@ -1,14 +1,13 @@
 //! Pods that started without rules: found by the API's own words about them, and
 //! programmed, deleted or labelled (reference 7), as the settings say.
 //!
-//! [`broken`] owns how such a pod is known, [`place`] where a running pod's
-//! namespace is, [`calls`] what the API server is asked to do, [`worker`] the order of
-//! it all. Besides, when programming is on: pods of the mesh that run without rules
-//! when the agent starts are programmed at once, before anything of them fails.
+//! [`broken`] owns how such a pod is known, [`calls`] what the API server is asked to
+//! do, [`worker`] the order of it all. Besides, when programming is on: pods of the mesh
+//! that run without rules when the agent starts are programmed at once, before anything
+//! of them fails.
 
 mod broken;
 mod calls;
-pub(crate) mod place;
 mod selector;
 mod worker;
 

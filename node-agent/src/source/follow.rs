@@ -273,5 +273,4 @@ fn follow_directory(directory: &Directory, tell: impl Fn(Change) -> bool) {
 }
 
 #[cfg(test)]
-#[path = "follow/tests.rs"]
 mod tests;

@@ -7,9 +7,6 @@
     reason = "what fails here fails the test, with the agent's log beside it"
 )]
 
-#[path = "startup/machine.rs"]
 mod machine;
-#[path = "startup/serving.rs"]
 mod serving;
-#[path = "startup/settings.rs"]
 mod settings;
