@@ -5,13 +5,13 @@
 //! iptables notifies nobody, and has no generation: there all is compared each time.
 
 use super::driver::Input;
-use super::figures::Why;
 use super::jobs::{Held, Job, Jobs, Key, Kind, Work};
 use super::node::{Node, id};
 use super::subject;
 use crate::attention::Attention;
 use crate::backend::{generation, routing_of};
 use crate::failure::causes;
+use crate::metrics::figures::Why;
 use crate::place::{self, Survey};
 use crate::source::follow::Told;
 use ambient::event::{Failure, Place, Verdict};

@@ -1,6 +1,6 @@
 //! How ambient capture stands at a moment, for the operator.
 
-use super::figures::Figures;
+use crate::metrics::figures::Figures;
 use ambient::id::PodUid;
 use ambient::machine::{Machine, PodView, SessionView};
 use std::collections::BTreeSet;

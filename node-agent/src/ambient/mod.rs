@@ -3,13 +3,12 @@
 //! [`driver`] is the one thread that owns the machine; steps run side by side
 //! ([`steps`], [`jobs`]), each in a file of its own: [`find`], [`program`], [`probes`],
 //! [`annotate`]. [`roster`] knows the pods, [`ztunnel`] is the socket, [`subject`] turns
-//! pods into the machine's facts, [`figures`] counts. The rest of the agent has
+//! pods into the machine's facts, [`Figures`] counts. The rest of the agent has
 //! [`Ambient`].
 
 mod annotate;
 mod audit;
 mod driver;
-mod figures;
 mod find;
 mod jobs;
 mod look;
@@ -25,7 +24,6 @@ mod subject;
 mod timers;
 mod ztunnel;
 
-pub(crate) use figures::{Figures, Samples, Why};
 pub(crate) use find::Named;
 pub(crate) use look::Look;
 pub(crate) use node::Node;
@@ -35,6 +33,7 @@ pub(crate) use ztunnel::ServeError;
 
 use crate::failure::causes;
 use crate::health::Beat;
+use crate::metrics::figures::Figures;
 use crate::record::Record;
 use crate::source::kubernetes::object::PodName;
 use ::ambient::action::Refusal;

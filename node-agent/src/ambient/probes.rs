@@ -1,10 +1,10 @@
 //! Kubelet's probes: the host's rules that exempt them, kept by a thread of
 //! [`sys::hostprobe`]. The machine speaks of addresses, one owner each.
 
-use super::figures::Figures;
 use super::options::Options;
 use crate::backend::NodeBackend;
 use crate::failure::causes;
+use crate::metrics::figures::Figures;
 use ambient::event::Failure;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -2,12 +2,12 @@
 //! how long each took.
 
 use super::annotate::annotate;
-use super::figures::Figures;
 use super::find::{self, Search};
 use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Work};
 use super::node::Node;
 use super::probes::Probes;
 use super::program;
+use crate::metrics::figures::Figures;
 use crate::source::Pods;
 use crate::source::follow::Told;
 use ambient::action::Stage;

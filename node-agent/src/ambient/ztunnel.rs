@@ -2,9 +2,9 @@
 //! when is the machine's business.
 
 use super::driver::Input;
-use super::figures::Figures;
 use super::jobs::Held;
 use crate::failure::causes;
+use crate::metrics::figures::Figures;
 use ambient::action::{Message, Stage};
 use ambient::event::Event;
 use ambient::id::{PeerId, SessionId};

@@ -1,8 +1,12 @@
 //! What the agent counts: Istio's names and labels where Istio has them (reference
 //! 1.7), and `sluice_*` beside them.
 
+pub(crate) mod figures;
 mod process;
+mod samples;
 mod state;
+
+pub(crate) use samples::Samples;
 
 use crate::agent::Escaped as EscapedPods;
 use crate::failure::causes;

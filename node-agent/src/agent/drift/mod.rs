@@ -14,9 +14,9 @@ mod rounds;
 pub(super) use rounds::Word;
 
 use super::Agent;
-use crate::ambient::{Figures, Why};
 use crate::backend::{generation, routing_of};
 use crate::failure::causes;
+use crate::metrics::figures::{Figures, Why};
 use crate::notice::{State, Trouble};
 use crate::place;
 use crate::record::{Record, SandboxId};

@@ -4,9 +4,9 @@
 
 use super::{LIMIT, Looked, Seen};
 use crate::agent::Agent;
-use crate::ambient::Figures;
 use crate::attention::Attention;
 use crate::health::Beat;
+use crate::metrics::figures::Figures;
 use crate::place::{self, Survey, Wanted};
 use crate::record::SandboxId;
 use ::ambient::action::Standing;

@@ -2,13 +2,14 @@
 
 use super::{HOUSE_SILENCE, SILENCE};
 use crate::agent::Agent;
-use crate::ambient::{Ambient, Figures, Node, Options, Samples};
+use crate::ambient::{Ambient, Node, Options};
 use crate::backend::NodeBackend;
 use crate::config::AgentArgs;
 use crate::failure::causes;
 use crate::health::Health;
 use crate::hosts::Hosts;
-use crate::metrics::Metrics;
+use crate::metrics::figures::Figures;
+use crate::metrics::{Metrics, Samples};
 use crate::notice::{self, Notices};
 use crate::operator::{Desk, Known, OperatorSocket};
 use crate::place;

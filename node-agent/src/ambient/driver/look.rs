@@ -2,7 +2,7 @@
 
 use super::{AGAIN, Driver, Due};
 use crate::ambient::audit::{Check, Checked};
-use crate::ambient::figures::Why;
+use crate::metrics::figures::Why;
 use ambient::event::Event;
 use ambient::machine::Audit;
 use std::time::Instant;

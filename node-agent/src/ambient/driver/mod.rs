@@ -5,7 +5,6 @@ mod action;
 mod look;
 
 use super::audit::{Audits, Checked};
-use super::figures::{self, Figures};
 use super::find::{self, Named, Recalled};
 use super::jobs::{Held, Jobs, Key, Outcome, Outcomes};
 use super::look::Look;
@@ -17,6 +16,7 @@ use super::steps::Steps;
 use super::timers::Timers;
 use super::ztunnel::Ztunnels;
 use crate::health::Beat;
+use crate::metrics::figures::{self, Figures};
 use crate::source::follow::{Change, Told};
 use crate::source::kubernetes::object::PodName;
 use ambient::action::Refusal;

@@ -1,12 +1,8 @@
-//! What ambient mode counts: Istio's two figures (reference 1.7) and ours.
+//! What is counted of captured pods, sidecar and ambient: Istio's two figures of ambient
+//! mode (reference 1.7) and ours. `samples` says them.
 
 use ambient::action::{Cause, Stage, Standing};
 use ambient::id::PodUid;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -42,7 +38,7 @@ pub(crate) enum Told {
 }
 
 impl Told {
-    fn code(self) -> &'static str {
+    pub(super) fn code(self) -> &'static str {
         match self {
             Self::Add => "add",
             Self::Update => "update",
@@ -61,7 +57,7 @@ pub(crate) enum Why {
 }
 
 impl Why {
-    fn code(self) -> &'static str {
+    pub(super) fn code(self) -> &'static str {
         match self {
             Self::Heard => "heard",
             Self::Period => "period",
@@ -109,17 +105,17 @@ impl Figures {
     }
 
     /// A pod was told of.
-    pub(super) fn told(&self, what: Told) {
+    pub(crate) fn told(&self, what: Told) {
         *self.lock().told.entry(what).or_default() += 1;
     }
 
     /// So many ztunnels are connected.
-    pub(super) fn ztunnels(&self, count: usize) {
+    pub(crate) fn ztunnels(&self, count: usize) {
         self.lock().ztunnels = count;
     }
 
     /// A step took so long.
-    pub(super) fn took(&self, stage: Stage, time: Duration) {
+    pub(crate) fn took(&self, stage: Stage, time: Duration) {
         if let Some(times) = self.times.get(&stage) {
             times.observe(time.as_secs_f64());
         }
@@ -170,8 +166,28 @@ impl Figures {
     }
 
     /// How long the pod of this uid has stood as it does.
-    pub(super) fn stands_for(&self, uid: &PodUid) -> Option<Duration> {
+    pub(crate) fn stands_for(&self, uid: &PodUid) -> Option<Duration> {
         self.lock().pods.get(uid).map(|row| row.since.elapsed())
+    }
+
+    /// Pods that were told of in this way.
+    pub(super) fn count(&self, what: Told) -> u64 {
+        self.lock().told.get(&what).copied().unwrap_or_default()
+    }
+
+    /// Looks for this reason.
+    pub(super) fn looks(&self, why: Why) -> u64 {
+        self.lock().looks.get(&why).copied().unwrap_or_default()
+    }
+
+    /// Repairs by what was repaired.
+    pub(super) fn repairs(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().repaired.clone()
+    }
+
+    /// How long steps took.
+    pub(super) fn times(&self) -> &BTreeMap<Stage, Histogram> {
+        &self.times
     }
 
     /// Number of ztunnels.
@@ -190,7 +206,8 @@ impl Figures {
         counts
     }
 
-    fn exposed(&self) -> BTreeMap<Cause, f64> {
+    /// Time for which traffic could escape, by why.
+    pub(super) fn exposed(&self) -> BTreeMap<Cause, f64> {
         let inner = self.lock();
         let mut times: BTreeMap<Cause, Duration> =
             CAUSES.into_iter().map(|cause| (cause, Duration::ZERO)).collect();
@@ -206,91 +223,13 @@ impl Figures {
     }
 }
 
-/// The figures as samples.
-#[derive(Debug)]
-pub(crate) struct Samples(pub(crate) std::sync::Arc<Figures>);
-
-impl Collector for Samples {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let figures = &self.0;
-        let connected = i64::try_from(figures.connected()).unwrap_or(i64::MAX);
-        let help = "Connections of ztunnels that said hello";
-        ConstGauge::new(connected).encode(encoder.encode_descriptor(
-            "ztunnel_connected",
-            help,
-            None,
-            MetricType::Gauge,
-        )?)?;
-        let mut metric = encoder.encode_descriptor(
-            "nodeagent_reconcile_events",
-            "Pods that were told of by what happened to them",
-            None,
-            MetricType::Counter,
-        )?;
-        for told in [Told::Add, Told::Update, Told::Delete] {
-            let count = figures.lock().told.get(&told).copied().unwrap_or_default();
-            ConstCounter::new(count).encode(metric.encode_family(&[("type", told.code())])?)?;
-        }
-        let mut metric = encoder.encode_descriptor(
-            "sluice_unverified_pods",
-            "Ambient pods that are not known to be captured by why not",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (cause, count) in figures.unverified() {
-            ConstGauge::new(count).encode(metric.encode_family(&[("reason", cause.code())])?)?;
-        }
-        let mut metric = encoder.encode_descriptor(
-            "sluice_bypass_seconds",
-            "Time for which an ambient pod's traffic could pass the mesh by, by why",
-            None,
-            MetricType::Counter,
-        )?;
-        for (cause, time) in figures.exposed() {
-            ConstCounter::new(time).encode(metric.encode_family(&[("reason", cause.code())])?)?;
-        }
-        let mut metric = encoder.encode_descriptor(
-            "sluice_drift_repaired",
-            "Times that a pod's rules were found changed and put right",
-            None,
-            MetricType::Counter,
-        )?;
-        let repaired = figures.lock().repaired.clone();
-        for (reason, count) in repaired {
-            ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
-        }
-        let mut metric = encoder.encode_descriptor(
-            "sluice_audit_looks",
-            "Times that a captured pod's namespace was looked at by why",
-            None,
-            MetricType::Counter,
-        )?;
-        for why in [Why::Heard, Why::Period] {
-            let count = figures.lock().looks.get(&why).copied().unwrap_or_default();
-            ConstCounter::new(count).encode(metric.encode_family(&[("reason", why.code())])?)?;
-        }
-        let mut metric = encoder.encode_descriptor(
-            "sluice_ambient_stage_seconds",
-            "How long the stages of an ambient pod's enrolment took",
-            None,
-            MetricType::Histogram,
-        )?;
-        for (stage, times) in &figures.times {
-            times.encode(metric.encode_family(&[("stage", stage.code())])?)?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus_client::registry::Registry;
-    use std::sync::Arc;
 
     #[test]
     fn pods_and_times_are_counted_by_cause() {
-        let figures = Arc::new(Figures::default());
+        let figures = Figures::default();
         let (a, b) = (PodUid::new("a"), PodUid::new("b"));
         let stand = |uid: &PodUid, standing| figures.stands(uid, standing);
         stand(&a, Standing::Exposed(Cause::Drifted));
@@ -301,29 +240,6 @@ mod tests {
         let after = figures.exposed()[&Cause::Drifted];
         std::thread::sleep(Duration::from_millis(5));
         assert!(after >= 0.02 && figures.exposed()[&Cause::Drifted] == after, "it is over");
-        figures.told(Told::Update);
-        figures.repaired("rules");
-        figures.looked(Why::Heard);
-        figures.looked(Why::Heard);
-        figures.ztunnels(2);
-        figures.took(Stage::Rules, Duration::from_millis(3));
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Samples(Arc::clone(&figures))));
-        let mut page = String::new();
-        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
-        for line in [
-            "ztunnel_connected 2",
-            "nodeagent_reconcile_events_total{type=\"update\"} 1",
-            "nodeagent_reconcile_events_total{type=\"add\"} 0",
-            "sluice_unverified_pods{reason=\"not-accepted\"} 1",
-            "sluice_unverified_pods{reason=\"drifted\"} 0",
-            "sluice_drift_repaired_total{reason=\"rules\"} 1",
-            "sluice_audit_looks_total{reason=\"heard\"} 2",
-            "sluice_audit_looks_total{reason=\"period\"} 0",
-            "sluice_ambient_stage_seconds_count{stage=\"rules\"} 1",
-        ] {
-            assert!(page.lines().any(|l| l == line), "{line}\n{page}");
-        }
         stand(&b, Standing::Outside);
         assert!(figures.is_verified("a") && !figures.is_verified("b"));
     }
