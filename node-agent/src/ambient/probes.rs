@@ -143,12 +143,32 @@ impl Probes {
         keeper.status().map_err(|error| causes(&error))
     }
 
+    /// Takes the host's rules out, those of an earlier agent too.
+    ///
+    /// # Errors
+    /// When something stays; the text is one line.
+    pub(super) fn remove(&self, backend: &NodeBackend) -> Result<(), String> {
+        // It would put them back.
+        if let Some(keeper) = self.keeper.get() {
+            keeper.remove().map_err(|error| causes(&error))?;
+        }
+        let (host, _) = host()?;
+        let tools = host_tools(backend, &host)?;
+        let removed = within(&host, || sys::hostprobe::remove(tools.as_ref()));
+        removed.map_err(|error| causes(&error))?.map_err(|errors| all(&errors))
+    }
+
     fn keeper(&self) -> Result<&Keeper, Failure> {
         self.keeper.get().ok_or_else(|| {
             let why = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
             Failure::Transient(why.clone())
         })
     }
+}
+
+/// Errors in one line.
+fn all(errors: &[HostError]) -> String {
+    errors.iter().map(|error| causes(error)).collect::<Vec<_>>().join("; ")
 }
 
 /// The machine decides whose an address is.
@@ -166,23 +186,18 @@ fn begin(
     branch: bool,
     found: &impl Fn(IpAddr),
 ) -> Result<(Keeper, Receiver<Event>), String> {
-    let mounted = Path::new(HOST_PROC).join("1/ns/net");
-    let (host, proc) = if mounted.exists() {
-        (Netns::open(&mounted), PathBuf::from(HOST_PROC))
-    } else {
-        (Netns::current(), PathBuf::from("/proc"))
-    };
-    let host = host.map_err(|error| causes(&error))?;
+    let (netns, proc) = host()?;
     let programmer = backend.programmer()?;
-    // Who kubelet is makes no difference to the elements.
-    let rules = HostRules { caller: Caller::Uid(0), sources };
-    let seen = within(&host, || programmer.observe(&rules)).map_err(|error| causes(&error))?;
-    let seen = seen.map_err(|error| causes(&error))?;
     let (sender, events) = channel();
-    let tools = host_tools(backend, &host)?;
-    let mut config = Config { sources, branch, ..Config::new(host, proc, programmer) };
+    let tools = host_tools(backend, &netns)?;
+    let mut config = Config { sources, branch, ..Config::new(netns, proc, programmer.clone()) };
     config.tools = config.tools.or(tools);
     let keeper = Keeper::start(config, sender).map_err(|error| causes(&error))?;
+    // With what it took over from an agent of the other dialect. Who kubelet is makes no
+    // difference to the elements.
+    let rules = HostRules { caller: Caller::Uid(0), sources };
+    let seen = within(&host()?.0, || programmer.observe(&rules)).map_err(|error| causes(&error))?;
+    let seen = seen.map_err(|error| causes(&error))?;
     let mut known: BTreeMap<IpAddr, BTreeSet<Target>> = BTreeMap::new();
     for target in seen.elements {
         known.entry(target.address).or_default().insert(target);
@@ -194,6 +209,17 @@ fn begin(
     // Each has an owner now: from here on the machine says what goes.
     keeper.complete().map_err(|error| causes(&error))?;
     Ok((keeper, events))
+}
+
+/// The host's network namespace, and its processes.
+fn host() -> Result<(Netns, PathBuf), String> {
+    let mounted = Path::new(HOST_PROC).join("1/ns/net");
+    let (netns, proc) = if mounted.exists() {
+        (Netns::open(&mounted), PathBuf::from(HOST_PROC))
+    } else {
+        (Netns::current(), PathBuf::from("/proc"))
+    };
+    netns.map(|netns| (netns, proc)).map_err(|error| causes(&error))
 }
 
 /// iptables, where the host may have chains of Istio's or of an earlier agent of ours.
