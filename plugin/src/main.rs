@@ -9,12 +9,15 @@
 //!
 //! stdout is the runtime's: a result, or an error object with exit status 1
 //! (a panic's too). stderr is for people: one JSON line an invocation.
+#![cfg_attr(not(test), no_main)]
 
 mod absent;
 mod agent;
 mod command;
 mod deadline;
 mod decision;
+#[cfg(not(test))]
+mod entry;
 mod invocation;
 mod netns;
 mod output;
@@ -29,7 +32,9 @@ use wire::cni::{Command, Config, Version};
 use deadline::Deadline;
 use report::Report;
 
-fn main() -> ExitCode {
+/// Everything, from the environment to the exit status.
+#[cfg_attr(test, expect(dead_code, reason = "tests have an entry of their own"))]
+fn invoke() -> ExitCode {
     let deadline = Deadline::after(Config::default_timeout());
     let Some(word) = invocation::command_word() else {
         output::about();

@@ -43,6 +43,26 @@ fn without_a_command_it_says_what_it_is() {
 }
 
 #[test]
+fn descriptors_that_are_closed_are_nobody_elses() {
+    let (sandbox, fake) = (Sandbox::new(), answer("200 OK", r#"{"decision":"skip"}"#));
+    let add = || Call::new("ADD", &sandbox.path(), config("1.0.0", fake.run_dir(), ""));
+    let closing = |which: &str| format!("exec \"$0\" {which}");
+    // Else the pod's namespace or the agent's socket would be its standard output.
+    let outcome = add().under(&["sh", "-c", &closing(">&- 2>&-")]).run();
+    assert_eq!(outcome.status, Some(0), "{}", outcome.stderr);
+    assert_eq!(fake.seen().body["PodName"], "cart");
+    let (msg, _) =
+        add().under(&["sh", "-c", &closing("<&-")]).run().failure(code::DECODING_FAILURE);
+    assert!(msg.contains("network configuration"), "{msg}");
+}
+
+#[test]
+fn a_result_that_nobody_reads_is_a_status_and_no_signal() {
+    let call = Call::new("VERSION", "", config("1.0.0", "/nonexistent", ""));
+    assert_eq!(call.without_reader().run().status, Some(1));
+}
+
+#[test]
 fn malformed_values_are_named() {
     for (variable, values) in [
         ("CNI_CONTAINERID", &["../x", "-a", "a b", "\u{e9}", "a/b"][..]),

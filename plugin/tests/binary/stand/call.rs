@@ -15,6 +15,7 @@ pub(crate) struct Call {
     environment: Vec<(String, String)>,
     stdin: Vec<u8>,
     close_stdin: bool,
+    is_read: bool,
     program: Vec<String>,
 }
 
@@ -46,6 +47,7 @@ impl Call {
             environment,
             stdin: stdin.into(),
             close_stdin: true,
+            is_read: true,
             program: vec![env!("CARGO_BIN_EXE_istio-cni").to_owned()],
         }
     }
@@ -58,6 +60,12 @@ impl Call {
 
     pub(crate) fn unset(mut self, name: &str) -> Self {
         self.environment.retain(|(k, _)| k != name);
+        self
+    }
+
+    /// A runtime that is gone before it has its result.
+    pub(crate) fn without_reader(mut self) -> Self {
+        self.is_read = false;
         self
     }
 
@@ -90,7 +98,7 @@ impl Call {
             .env("PATH", path)
             .envs(self.environment)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(if self.is_read { Stdio::piped() } else { nobody() })
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -118,6 +126,11 @@ impl Call {
             elapsed: ended - started,
         }
     }
+}
+
+/// A pipe without a reader.
+fn nobody() -> Stdio {
+    std::io::pipe().unwrap().1.into()
 }
 
 impl Outcome {
