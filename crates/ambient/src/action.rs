@@ -58,7 +58,8 @@ pub enum Action {
     /// The machine names this namespace no more: close the descriptor. It may be named
     /// again only by an event of the driver's that brings it anew.
     Release(NetnsId),
-    /// Nothing of the pod is left anywhere: remove its record.
+    /// Nothing of the pod is left anywhere: remove its record. A [`Action::Program`] of
+    /// it that was given up may be under way: from now on it writes none.
     Forget(PodUid),
 
     /// Send a message to a ztunnel. What cannot be written ends the session:
@@ -368,9 +369,15 @@ pub enum Report {
         /// Whose it is.
         owner: PodUid,
     },
-    /// A running pod was un-enrolled, but its namespace was not found: rules may
-    /// remain in it.
-    RulesMayRemain,
+    /// A pod that runs is to be left alone, and its namespace, which may have rules in
+    /// it, has not been found this often in a row. ztunnel goes on serving it, and it is
+    /// looked for as long as it runs; said again each time the number doubles.
+    RulesMayRemain {
+        /// How often.
+        failures: u32,
+        /// The last error.
+        error: String,
+    },
     /// ztunnel did not answer in time. The session was closed.
     Silent {
         /// Which.

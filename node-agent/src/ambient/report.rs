@@ -51,11 +51,13 @@ pub(super) fn tell(who: Option<(&PodUid, Option<&Told>)>, report: &Report) {
         Report::Conflict { netns, owner } => {
             tracing::error!(ns, pod, uid, %netns, owner = owner.as_str(), "seems to be in a network namespace that is another pod's; not believed");
         }
-        Report::RulesMayRemain => tracing::error!(
+        Report::RulesMayRemain { failures, error } => tracing::error!(
             ns,
             pod,
             uid,
-            "un-enrolled, but its network namespace was not found: rules may remain in it; delete the pod"
+            failures,
+            reason = error.as_str(),
+            "no longer to be captured, but its network namespace, which may have rules in it, is not found; ztunnel goes on serving it, and it is looked for as long as it runs"
         ),
         Report::Silent { session } => tracing::error!(
             session = session.0,

@@ -34,7 +34,10 @@ impl Speaker {
 
     /// Something happened to a pod, or was reported of it.
     pub(super) fn pod(&self, view: Option<&PodView>, told: Option<&Told>, report: Option<&Report>) {
-        let state = report.and_then(reported).or_else(|| judge(view?, self.no_ztunnel));
+        let state = match view {
+            Some(view) if !view.wanted => leaving(view),
+            _ => report.and_then(reported).or_else(|| judge(view?, self.no_ztunnel)),
+        };
         if let (Some(told), Some(state)) = (told, state) {
             self.notices.set(told, state);
         }
@@ -45,16 +48,21 @@ impl Speaker {
 fn reported(report: &Report) -> Option<State> {
     match report {
         Report::Stuck { stage, error, .. } => Some(State::Stuck(trouble(*stage)?, error.clone())),
-        Report::RulesMayRemain => Some(State::Stuck(Trouble::Remains, String::new())),
         _ => None,
     }
 }
 
-/// `None` when it is on its way, which says nothing new.
-fn judge(view: &PodView, no_ztunnel: bool) -> Option<State> {
-    if !view.wanted {
+/// Of a pod that is to be left alone: outside once nothing can be left in its namespace.
+fn leaving(view: &PodView) -> Option<State> {
+    if view.waiting_for.is_none() {
         return Some(State::Outside);
     }
+    let (failures, error) = view.trouble.as_ref()?;
+    (*failures >= LOUD).then(|| State::Stuck(Trouble::Remains, error.clone()))
+}
+
+/// `None` when it is on its way, which says nothing new.
+fn judge(view: &PodView, no_ztunnel: bool) -> Option<State> {
     let stage = match view.waiting_for {
         None if view.standing == Standing::Verified && view.annotation == Annotation::Enabled => {
             return Some(State::Well);
@@ -121,7 +129,6 @@ mod tests {
         assert_eq!(judge(&PodView { annotation: Annotation::Pending, ..view() }, false), None);
         let unread = Standing::Unverified(Cause::Unreadable);
         assert_eq!(judge(&PodView { standing: unread, ..view() }, false), None);
-        assert_eq!(judge(&PodView { wanted: false, ..view() }, true), Some(State::Outside));
         assert_eq!(judge(&waiting(Stage::Rules, LOUD - 1), false), None);
         assert_eq!(judge(&waiting(Stage::Rules, LOUD), false), stuck(Trouble::Rules, "no"));
         assert_eq!(judge(&waiting(Stage::Ztunnel, 9), true), stuck(Trouble::Refused, "no"));
@@ -132,5 +139,16 @@ mod tests {
         let report = Report::Stuck { stage: Stage::Probes, failures: 5, error: "busy".into() };
         assert_eq!(reported(&report), stuck(Trouble::Probes, "busy"));
         assert_eq!(reported(&Report::Recovered(Stage::Probes)), None);
+    }
+
+    #[test]
+    fn a_pod_is_outside_when_nothing_can_be_left_of_it() {
+        let outside = |view| PodView { wanted: false, ..view };
+        assert_eq!(leaving(&outside(view())), Some(State::Outside));
+        for stage in [Stage::Namespace, Stage::Rules] {
+            assert_eq!(leaving(&outside(waiting(stage, LOUD - 1))), None, "soon, perhaps");
+            let remains = State::Stuck(Trouble::Remains, "no".to_owned());
+            assert_eq!(leaving(&outside(waiting(stage, LOUD))), Some(remains));
+        }
     }
 }

@@ -95,8 +95,8 @@ impl Trouble {
                 "look at the agent's ClusterRole, and whether an admission policy or webhook refuses its patch",
             ),
             Self::Remains => (
-                "the pod is out of the mesh, but rules may be left in its network namespace, which was not found",
-                "delete the pod",
+                "the pod is to be left alone, but the rules in its network namespace could not be taken out",
+                "if it stays, delete the pod",
             ),
         }
     }
@@ -232,11 +232,6 @@ impl Board {
         let key = (subject.namespace.clone(), subject.name.clone());
         let known = self.rows.get_mut(&key).filter(|row| row.subject.uid == subject.uid);
         if let Some(row) = known {
-            // Nothing shows that they are gone.
-            let remains = matches!(row.state, State::Stuck(Trouble::Remains, _));
-            if remains && state == State::Outside {
-                return false;
-            }
             row.subject = subject;
             row.state = state;
             return row.event_due(now) || row.condition_due();

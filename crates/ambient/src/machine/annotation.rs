@@ -3,10 +3,18 @@
 
 use super::Machine;
 use super::desk::{Alarm, Work};
-use super::pod::{Goal, Rules};
+use super::pod::{Goal, Pod, Rules};
 use crate::action::{Action, Stage};
 use crate::event::{Annotation, Failure};
 use crate::id::{PodUid, StepId};
+
+/// What is said of a pod that is to be left alone and whose namespace, which may have
+/// rules in it, is not found. `pending` is nobody's word for captured, and an agent that
+/// starts anew goes on looking because of it.
+fn may_hide(pod: &Pod) -> Option<Annotation> {
+    let is_said = matches!(pod.marker.seen, Annotation::Absent | Annotation::Pending);
+    (pod.find.failures() > 0 && !is_said).then_some(Annotation::Pending)
+}
 
 impl Machine {
     /// What the annotation must be; `None` while what it is may stay.
@@ -14,6 +22,7 @@ impl Machine {
         let pod = self.pods.get(uid).filter(|p| !p.gone)?;
         match goal {
             Goal::Wait => return None,
+            Goal::Leave if pod.hides_rules() => return may_hide(pod),
             Goal::Leave | Goal::Gone => return Some(Annotation::Absent),
             Goal::In(_) if self.stage(uid).is_none() => return Some(Annotation::Enabled),
             Goal::In(_) => {}

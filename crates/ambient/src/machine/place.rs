@@ -6,9 +6,13 @@
 use super::Machine;
 use super::desk::Alarm;
 use super::pod::{By, Goal, Place, Placed, Pod, Proxy, Rules};
+use super::retry::Told;
 use crate::action::{Action, Cause, Report, Stage};
 use crate::event::{self, Failure, Identity};
 use crate::id::{NetnsId, PodUid, SandboxId, StepId};
+
+/// No namespace has this number.
+const NOWHERE: NetnsId = NetnsId { dev: 0, ino: 0 };
 
 impl Machine {
     /// Puts a pod into a namespace that nobody else is in.
@@ -82,7 +86,14 @@ impl Machine {
         self.dirty.insert(uid.clone());
         let known = pod.placed().is_some();
         let Some(netns) = netns else {
-            pod.maybe_rules |= !known;
+            if !known {
+                pod.maybe_rules = true;
+                pod.rules_in = sandbox;
+            }
+            if let (Some(identity), false) = (identity, self.listed) {
+                // Wherever it runs, it is under this name.
+                self.inherited.push((uid, Proxy { identity, netns: NOWHERE }));
+            }
             return;
         };
         if let Some(owner) = self.other_owner(&uid, netns) {
@@ -99,6 +110,10 @@ impl Machine {
 
     /// Looks for the pod's namespace where that is due.
     pub(super) fn search(&mut self, uid: &PodUid, goal: Goal) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        if goal == Goal::Gone && std::mem::take(&mut pod.maybe_rules) {
+            self.leave_behind(uid);
+        }
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let sought = match (goal, &pod.place) {
             (_, Place::At(_)) => return,
@@ -157,18 +172,25 @@ impl Machine {
         }
         let alarm = Alarm::Find(uid.clone());
         let told = pod.find.fail(&mut self.desk, &self.config, alarm, error, false);
-        // A sandbox that was taken down in good order need not have a successor.
-        if pod.place != (Place::Lost { down: true }) {
-            self.desk.tell(Some(uid), Stage::Namespace, told);
-        }
-        if pod.goal(draining) == Goal::Leave && pod.find.loud(&self.config) {
-            pod.maybe_rules = false;
-            pod.find.reset(&mut self.desk);
-            self.desk.report(uid, Report::RulesMayRemain);
+        match told {
+            Told::Stuck { failures, error } if pod.goal(draining) == Goal::Leave => {
+                self.desk.report(uid, Report::RulesMayRemain { failures, error });
+            }
+            // A sandbox that was taken down in good order need not have a successor.
+            told if pod.place != (Place::Lost { down: true }) => {
+                self.desk.tell(Some(uid), Stage::Namespace, told);
+            }
+            _ => {}
         }
     }
 
     pub(super) fn on_sandbox_gone(&mut self, sandbox: &SandboxId) {
+        let dead = |pod: &Pod| pod.maybe_rules && pod.rules_in.as_ref() == Some(sandbox);
+        for (uid, pod) in self.pods.iter_mut().filter(|(_, pod)| dead(pod)) {
+            // They died with it, wherever it was.
+            pod.maybe_rules = false;
+            self.dirty.insert(uid.clone());
+        }
         let uids: Vec<PodUid> = self
             .pods
             .iter()

@@ -39,6 +39,8 @@ pub(super) struct Pod {
     pub(super) former_ips: Vec<IpAddr>,
     /// Rules of an earlier agent may be in its namespace, which is not known.
     pub(super) maybe_rules: bool,
+    /// The sandbox that these are in, where a record says it.
+    pub(super) rules_in: Option<SandboxId>,
     /// Has a record, or may have one.
     pub(super) recorded: bool,
     /// Why it is not verified, while it is not.
@@ -160,6 +162,7 @@ impl Pod {
             chain_ips: Vec::new(),
             former_ips: Vec::new(),
             maybe_rules: false,
+            rules_in: None,
             recorded: false,
             cause: Cause::New,
             standing: Standing::Outside,

@@ -87,6 +87,8 @@ impl Machine {
         match result {
             Ok(()) => {
                 pod.rules = Rules::Absent;
+                let found = pod.find.succeed(&mut self.desk, &self.config);
+                self.desk.tell(Some(&uid), Stage::Namespace, found);
                 let told = pod.program.succeed(&mut self.desk, &self.config);
                 self.desk.tell(Some(&uid), Stage::Rules, told);
             }

@@ -1,7 +1,7 @@
 //! What others may look at: the audit's list, and the operator's.
 
 use super::Machine;
-use super::pod::{Goal, Rules};
+use super::pod::{Goal, Pod, Rules};
 use super::session::{Phase, Status};
 use crate::action::{Stage, Standing};
 use crate::event::{Annotation, Identity};
@@ -42,7 +42,8 @@ pub struct PodView {
     pub held: bool,
     /// The annotation, as far as is known.
     pub annotation: Annotation,
-    /// What it waits for; `None` when all is in place, or it is not to be captured.
+    /// What its capture waits for, or the end of it; `None` when all is in place, or
+    /// nothing can be left in its namespace.
     pub waiting_for: Option<Stage>,
     /// The last error of that stage, and how often it failed in a row.
     pub trouble: Option<(u32, String)>,
@@ -100,7 +101,7 @@ impl Machine {
             .filter(|(_, s)| proxy.as_ref().is_some_and(|p| s.has(uid, p)))
             .map(|(id, _)| *id)
             .collect::<Vec<_>>();
-        let stage = self.stage(uid);
+        let stage = self.stage(uid).or_else(|| self.leaving(pod));
         let retry = match stage {
             Some(Stage::Namespace) => Some(&pod.find),
             Some(Stage::Rules) => Some(&pod.program),
@@ -126,6 +127,15 @@ impl Machine {
             exempt: self.probes.set(uid),
             standing: pod.standing,
         })
+    }
+
+    /// What keeps rules from being out.
+    fn leaving(&self, pod: &Pod) -> Option<Stage> {
+        match (pod.goal(self.draining), pod.rules) {
+            (Goal::Leave, _) if pod.hides_rules() => Some(Stage::Namespace),
+            (Goal::Leave, Rules::Unknown | Rules::Proved(_)) => Some(Stage::Rules),
+            _ => None,
+        }
     }
 
     /// Every session, oldest first.

@@ -55,7 +55,9 @@ enum Op {
     Drift { slot: usize },
     FlushProbes,
     Again { pick: usize },
-    Restart { done: bool },
+    Restart { done: bool, blind: bool },
+    Seek { times: usize },
+    Unlabelled { slot: usize, times: usize },
     Drain,
 }
 
@@ -66,7 +68,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// Sum of the weights in [`decode`].
-const KINDS: u8 = 175;
+const KINDS: u8 = 179;
 
 fn decode(kind: u8, a: u8, b: u8) -> Op {
     let (slot, pick, z) = (usize::from(a) % SLOTS, usize::from(a % 8), usize::from(a % 2));
@@ -119,7 +121,9 @@ fn decode(kind: u8, a: u8, b: u8) -> Op {
         162..164 => Op::FlushProbes,
         164..168 => Op::Again { pick },
         168..174 if kind > 170 => Op::Watch { count: 4 },
-        168..174 => Op::Restart { done: often(50) },
+        168..174 => Op::Restart { done: often(50), blind: a < 32 },
+        174..176 => Op::Seek { times: 1 + pick },
+        176..178 => Op::Unlabelled { slot, times: usize::from(b % 8) },
         _ => Op::Drain,
     }
 }
@@ -181,7 +185,15 @@ fn happen(world: &mut World, op: Op) {
         Op::Drift { slot } => world.drift(slot),
         Op::FlushProbes => world.flush_probes(),
         Op::Again { pick } => world.again(pick),
-        Op::Restart { done } => world.restart(done),
+        Op::Restart { done, blind } => world.restart(done, blind),
+        Op::Seek { times } => world.seek(times),
+        Op::Unlabelled { slot, times } => {
+            // While the agent is away, and afterwards it is hard to find.
+            world.change(slot, |state| state.wanted = Wanted::No);
+            world.restart(true, true);
+            while world.next_watch() {}
+            world.seek(times);
+        }
         Op::Drain => world.drain(),
     }
 }

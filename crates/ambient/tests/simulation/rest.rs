@@ -2,7 +2,7 @@
 //! everything must be as it should be.
 
 use crate::world::{Outcome, SLOTS, World};
-use ambient::action::Standing;
+use ambient::action::{Stage, Standing};
 use ambient::event::{Annotation, Wanted};
 use ambient::id::{NetnsId, PodUid};
 use std::collections::BTreeSet;
@@ -93,7 +93,20 @@ impl World {
             assert!(uids.contains(uid) || *standing == Standing::Outside, "{uid}: {standing:?}");
         }
         self.pods.iter().flatten().for_each(|pod| self.verify_pod(pod));
-        assert_eq!(self.draining, self.drained, "drained");
+        let lost = |uid: &PodUid| self.api(uid).is_some_and(|pod| self.is_lost(pod));
+        if self.draining && !self.drained {
+            let left: Vec<&PodUid> = self.machine.left().collect();
+            assert!(!left.is_empty() && left.iter().all(|uid| lost(uid)), "not drained: {left:?}");
+        }
+    }
+
+    /// Its sandbox died, nobody said so, and it has no other: it may be anywhere, with
+    /// rules in it. Nothing but the end of the pod, or a sandbox, ends the search.
+    fn is_lost(&self, pod: &crate::world::Pod) -> bool {
+        let alive = pod.netns.is_some_and(|n| self.namespaces[&n].alive);
+        let view = self.machine.pod(&pod.state.uid);
+        let sought = view.is_some_and(|view| view.waiting_for == Some(Stage::Namespace));
+        !alive && !pod.state.terminal && sought
     }
 
     fn verify_pod(&self, pod: &crate::world::Pod) {
@@ -133,6 +146,10 @@ impl World {
                 assert!(over || !said, "{uid}: says enabled, and runs nowhere: {view:?}");
                 assert_ne!(standing, Standing::Verified, "{uid}");
                 assert_eq!(view.netns, None, "{uid}");
+            }
+            (false, _) if self.is_lost(pod) => {
+                assert_eq!(standing, Standing::Outside, "{uid}");
+                assert_ne!(state.annotation, Annotation::Enabled, "{uid}: is not said to be lost");
             }
             (false, netns) => {
                 if let Some(netns) = netns.filter(|_| !state.terminal) {

@@ -44,6 +44,7 @@ pub(crate) struct Record {
     netns: NetnsId,
     identity: Identity,
     sandbox: Option<SandboxId>,
+    ips: Vec<IpAddr>,
 }
 
 /// A step under way.
@@ -97,12 +98,16 @@ pub(crate) struct World {
     pub(crate) probes: BTreeMap<IpAddr, (PodUid, BTreeSet<u16>)>,
     pub(crate) records: BTreeMap<PodUid, Record>,
     pub(crate) standing: BTreeMap<PodUid, Standing>,
+    /// Addresses that the chain gave pods, or that records have.
+    given: BTreeMap<PodUid, Vec<IpAddr>>,
     pub(crate) fds: BTreeSet<NetnsId>,
     pub(crate) open: BTreeSet<RequestId>,
     pub(crate) draining: bool,
     pub(crate) drained: bool,
     pub(crate) resting: bool,
     jobs: Vec<(StepId, Job)>,
+    /// Steps whose pod was forgotten since: they write no record any more.
+    barred: BTreeSet<StepId>,
     pub(crate) timers: Vec<TimerId>,
     watch: VecDeque<(u64, Event)>,
     /// What the machine was told of each pod.
@@ -132,12 +137,14 @@ impl World {
             probes: BTreeMap::new(),
             records: BTreeMap::new(),
             standing: BTreeMap::new(),
+            given: BTreeMap::new(),
             fds: BTreeSet::new(),
             open: BTreeSet::new(),
             draining: false,
             drained: false,
             resting: false,
             jobs: Vec::new(),
+            barred: BTreeSet::new(),
             timers: Vec::new(),
             watch: VecDeque::new(),
             told: BTreeMap::new(),
@@ -226,10 +233,6 @@ impl World {
                 let told = &self.told[&uid];
                 assert!(!self.draining && !told.terminal, "program {uid}, which is not wanted");
                 assert_ne!(told.wanted, Wanted::No, "program {uid}, which is not wanted");
-                let sandbox = self.machine.pod(&uid).and_then(|p| p.sandbox);
-                let told = self.records.get(&uid).map_or(&told.identity, |r| &r.identity);
-                let record = Record { netns, identity: told.clone(), sandbox };
-                self.records.insert(uid.clone(), record);
                 self.jobs.push((step, Job::Program(uid, netns, options)));
             }
             Action::Unprogram { step, uid, netns } => {
@@ -245,6 +248,9 @@ impl World {
             }
             Action::Forget(uid) => {
                 self.records.remove(&uid);
+                self.given.remove(&uid);
+                let own = |job: &Job| matches!(job, Job::Program(of, ..) if *of == uid);
+                self.barred.extend(self.jobs.iter().filter(|(_, job)| own(job)).map(|(id, _)| *id));
             }
             Action::Send { session, message } => self.send(session, message),
             Action::Close(session) => {
@@ -339,12 +345,46 @@ impl World {
                 assert!(crowd.is_none(), "{uid} sent for {netns}, which has {crowd:?}");
             }
         }
+        match &message {
+            Message::Del(uid) => self.is_rid(uid),
+            Message::SnapshotSent => self.names_all_that_run(session),
+            Message::Add { .. } | Message::Keep(_) => {}
+        }
         for ztunnel in &mut self.ztunnels {
             let Some(connection) = &mut ztunnel.connection else { continue };
             if connection.session == session {
                 connection.inbox.push_back(message.clone());
                 let waiting = connection.inbox.len() + connection.outbox.len();
                 assert!(waiting <= config().window, "{waiting} messages wait");
+            }
+        }
+    }
+
+    /// A pod that runs and is to be left alone has to be rid of its rules before ztunnel
+    /// lets go of it: else its traffic is captured to nobody.
+    fn is_rid(&self, uid: &PodUid) {
+        let Some(netns) = self.leaves(uid) else { return };
+        assert_eq!(self.namespaces[&netns].rules, None, "{uid} in {netns}: del, with rules in");
+    }
+
+    /// The namespace of a pod that runs on and is not to be captured, by all that the
+    /// machine was told.
+    fn leaves(&self, uid: &PodUid) -> Option<NetnsId> {
+        let told = self.told.get(uid)?;
+        let pod = self.api(uid).filter(|p| !p.state.terminal)?;
+        let leaves = !told.terminal && (self.draining || told.wanted == Wanted::No);
+        pod.netns.filter(|netns| leaves && self.namespaces[netns].alive)
+    }
+
+    /// The end of a snapshot stops what it does not name.
+    fn names_all_that_run(&self, session: SessionId) {
+        let own = |z: &&Ztunnel| z.connection.as_ref().is_some_and(|c| c.session == session);
+        let Some(ztunnel) = self.ztunnels.iter().find(own) else { return };
+        for (uid, proxy) in &ztunnel.proxies {
+            let same = self.told.get(uid).is_some_and(|told| told.identity == proxy.identity);
+            let here = self.leaves(uid) == Some(proxy.netns);
+            if same && here && !ztunnel.is_named(uid) {
+                self.is_rid(uid);
             }
         }
     }
@@ -365,6 +405,9 @@ impl World {
                     && at > version
                 {
                     state.annotation = value;
+                }
+                if state.ips.is_empty() {
+                    state.ips = self.given.get(&state.uid).cloned().unwrap_or_default();
                 }
                 Event::Pod(state)
             }
@@ -486,6 +529,7 @@ impl World {
         let request = RequestId(self.number());
         self.open.insert(request);
         let Namespace { sandbox, ips, .. } = self.namespaces[&netns].clone();
+        self.given.insert(uid.clone(), ips.clone());
         self.feed(Event::Add { request, uid, sandbox, netns, ips });
     }
 
@@ -553,7 +597,39 @@ impl World {
         self.jobs.retain(|(id, _)| *id != step);
     }
 
+    /// The record comes before the rules.
+    fn write_down(&mut self, step: StepId, uid: &PodUid, netns: NetnsId) {
+        let Some(told) = self.told.get(uid).filter(|_| !self.barred.contains(&step)) else {
+            return;
+        };
+        let identity = self.records.get(uid).map_or(&told.identity, |r| &r.identity).clone();
+        let Namespace { sandbox, ips, .. } = self.namespaces[&netns].clone();
+        let record = Record { netns, identity, sandbox: Some(sandbox), ips };
+        self.records.insert(uid.clone(), record);
+    }
+
+    /// Searches fail, again and again.
+    pub(crate) fn seek(&mut self, times: usize) {
+        for _ in 0..times {
+            let timers = self.timers.clone();
+            for _ in 0..self.jobs.len() {
+                if let Some(pick) = self.jobs.iter().position(|(_, j)| matches!(j, Job::Find(_))) {
+                    self.finish(pick, Outcome::Failed);
+                }
+            }
+            let new: Vec<TimerId> =
+                self.timers.iter().filter(|timer| !timers.contains(timer)).copied().collect();
+            for timer in new {
+                self.timers.retain(|t| *t != timer);
+                self.feed(Event::Timer(timer));
+            }
+        }
+    }
+
     fn outcome(&mut self, step: StepId, job: &Job, outcome: Outcome) -> Event {
+        if let (Job::Program(uid, netns, _), true) = (job, outcome != Outcome::Refused) {
+            self.write_down(step, uid, *netns);
+        }
         let failure = match outcome {
             Outcome::Refused => Failure::Refused("refused".into()),
             _ => Failure::Transient("failed".into()),
@@ -798,18 +874,26 @@ impl World {
     }
 
     /// The agent dies and starts. Steps under way are done, or not.
-    pub(crate) fn restart(&mut self, done: bool) {
+    /// `blind`: no namespace can be opened meanwhile.
+    pub(crate) fn restart(&mut self, done: bool, blind: bool) {
         for (step, job) in std::mem::take(&mut self.jobs) {
             if done {
                 let _ = self.outcome(step, &job, Outcome::Odd);
+            } else if let (Job::Program(uid, netns, _), 0) = (&job, step.0 % 2) {
+                self.write_down(step, uid, *netns);
             }
         }
+        self.barred.clear();
+        let living: BTreeSet<PodUid> =
+            self.pods.iter().flatten().map(|p| p.state.uid.clone()).collect();
+        let gone = |uid: &PodUid| !living.contains(uid);
         for ztunnel in &mut self.ztunnels {
             // A ztunnel that was away when a pod was forgotten, and is still away when
-            // the agent starts, is more than the records can tell.
+            // the agent starts, is more than the records can tell. So is where a pod was that
+            // has ended, when nothing can be opened.
             while ztunnel.work(false) {}
-            let records = &self.records;
-            ztunnel.proxies.retain(|uid, _| records.contains_key(uid));
+            let known = |uid: &PodUid| self.records.contains_key(uid) && !(blind && gone(uid));
+            ztunnel.proxies.retain(|uid, _| known(uid));
             ztunnel.connection = None;
             ztunnel.pending.clear();
         }
@@ -824,6 +908,7 @@ impl World {
         }
         self.machine = Machine::new(config());
         self.fds.clear();
+        self.given.clear();
         self.timers.clear();
         self.open.clear();
         self.history.clear();
@@ -837,8 +922,9 @@ impl World {
                 n.alive && record.sandbox.as_ref().is_none_or(|s| *s == n.sandbox)
             });
             let owned = self.api(&uid).is_none_or(|p| p.netns == Some(record.netns));
-            let Record { netns, identity, sandbox } = record;
-            let (identity, netns) = (Some(identity), (alive && owned).then_some(netns));
+            let Record { netns, identity, sandbox, ips } = record;
+            self.given.insert(uid.clone(), ips);
+            let (identity, netns) = (Some(identity), (alive && owned && !blind).then_some(netns));
             self.feed(Event::Recorded { uid, identity, sandbox, netns });
         }
         for ip in self.probes.keys().copied().collect::<Vec<_>>() {

@@ -112,6 +112,17 @@ impl Ztunnel {
         }
     }
 
+    /// It was told of the pod on this connection, or will have been.
+    pub(crate) fn is_named(&self, uid: &PodUid) -> bool {
+        let Some(connection) = &self.connection else { return false };
+        connection.inbox.iter().fold(connection.named.contains(uid), |named, message| match message
+        {
+            Message::Add { uid: of, .. } | Message::Keep(of) if of == uid => true,
+            Message::Del(of) if of == uid => false,
+            _ => named,
+        })
+    }
+
     /// Namespaces that it keeps alive.
     pub(crate) fn pins(&self, netns: NetnsId) -> bool {
         let queued = self.connection.iter().flat_map(|c| &c.inbox);

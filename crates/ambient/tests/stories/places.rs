@@ -1,8 +1,8 @@
 //! Running pods come, go and move.
 
 use crate::node::{Node, ip, netns, pod, starting, uid};
-use ambient::action::{Cause, Standing};
-use ambient::event::{Annotation, Event, Identity, Place, Verdict, Wanted};
+use ambient::action::{Cause, Stage, Standing};
+use ambient::event::{Annotation, Event, Identity, Place, PodState, Verdict, Wanted};
 use ambient::id::{RequestId, SandboxId};
 use std::time::Duration;
 
@@ -249,19 +249,70 @@ fn a_restarted_agent_takes_up_what_its_records_say() {
 #[test]
 fn a_pod_that_an_earlier_agent_enrolled_is_found_to_be_rid_of_its_rules() {
     let mut node = Node::ready();
-    assert_eq!(node.tell(unlabelled("a", 1)), ["annotate a Absent", "find a"]);
-    assert_eq!(node.found("a", 1), ["unprogram a in 1"]);
+    assert_eq!(node.tell(unlabelled("a", 1)), ["find a"]);
+    assert_eq!(node.found("a", 1), ["annotate a Absent", "unprogram a in 1"]);
     node.done("annotate a");
     assert_eq!(node.done("unprogram a"), ["release 1", "forget a"]);
-    // One that is not found is told to people in the end.
-    node.tell(unlabelled("b", 2));
+}
+
+/// Its rules may send its traffic to ztunnel, which must not let go of it before they are
+/// out: it is looked for as long as it runs.
+#[test]
+fn a_pod_that_is_to_leave_and_is_not_found_keeps_its_proxy_until_it_is() {
+    let mut node = Node::new();
+    let identity = Some(pod("b", 2).identity);
+    node.tell(Event::Recorded { uid: uid("b"), identity, sandbox: None, netns: None });
+    assert_eq!(node.tell(unlabelled("b", 2)), ["find b"]);
+    node.tell(Event::Listed);
+    assert_eq!(node.connect(1, 100), ["to 1: keep b", "to 1: snapshot sent"]);
+    node.ack(1);
+    node.ack(1);
+    let mut said = node.fails("find b", "no process");
+    assert_eq!(said, ["annotate b Pending"], "nobody is to take it for captured");
     node.done("annotate b");
-    for delay in [100, 200, 400, 800] {
-        node.fails("find b", "no process");
+    for delay in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000] {
         node.ring(Duration::from_millis(delay));
+        said.extend(node.fails("find b", "no process"));
     }
-    let said = node.fails("find b", "no process");
-    assert!(said.contains(&"report b: RulesMayRemain".to_owned()), "{said:?}");
+    let remain = |failures| {
+        format!("report b: RulesMayRemain {{ failures: {failures}, error: \"no process\" }}")
+    };
+    assert_eq!(said[1..], [remain(5), remain(10)], "loud, and never given up");
+    let view = node.machine.pod(&uid("b")).unwrap();
+    assert_eq!((view.wanted, view.waiting_for), (false, Some(Stage::Namespace)));
+    assert_eq!(view.trouble, Some((12, "no process".to_owned())));
+    assert!(node.machine.left().any(|left| *left == uid("b")));
+
+    // An agent that starts anew goes on by what the annotation says.
+    let mut next = Node::ready();
+    let Event::Pod(state) = unlabelled("b", 2) else { panic!("a pod") };
+    let annotation = Annotation::Pending;
+    assert_eq!(next.tell(Event::Pod(PodState { annotation, ..state })), ["find b"]);
+
+    node.ring(Duration::from_secs(30));
+    assert_eq!(node.found("b", 2), ["annotate b Absent", "unprogram b in 2"]);
+    node.done("annotate b");
+    assert_eq!(
+        node.done("unprogram b"),
+        ["report b: Recovered(Namespace)", "release 2", "to 1: del b"]
+    );
+    assert_eq!(node.ack(1), ["forget b"]);
+    assert!(node.machine.left().next().is_none());
+}
+
+#[test]
+fn a_pod_that_is_to_leave_and_is_not_found_is_let_go_when_it_ends() {
+    let mut node = Node::ready();
+    node.tell(unlabelled("a", 1));
+    node.tell(unlabelled("b", 2));
+    node.fails("find a", "no process");
+    node.fails("find b", "no process");
+    assert!(node.tell(Event::PodGone(uid("a"))).is_empty());
+    let Event::Pod(state) = unlabelled("b", 2) else { panic!("a pod") };
+    node.tell(Event::Pod(PodState { terminal: true, ..state }));
+    node.settle(1);
+    assert!(node.machine.left().next().is_none());
+    assert!(node.delays().is_empty(), "nobody looks for them: {:?}", node.delays());
 }
 
 #[test]

@@ -139,16 +139,16 @@ fn pods_that_were_never_spoken_of_come_first_and_those_that_are_gone_never() {
 }
 
 #[test]
-fn rules_that_may_remain_stay_said_until_the_pod_is_captured_again() {
+fn rules_that_may_remain_are_said_until_they_are_out() {
     let (mut board, now) = (board(), Instant::now());
     let left = Subject { condition: Some(Captured::Yes), ..subject("a") };
     board.set(left.clone(), stuck(Trouble::Remains), now);
     let said = say(&mut board, now);
     assert_eq!(said, [("a".to_owned(), stuck(Trouble::Remains), true, true)], "it goes");
-    assert!(!board.set(left.clone(), State::Outside, now));
     assert_eq!(board.stuck()[&Trouble::Remains], 1);
-    board.set(left, State::Well, now);
-    assert_eq!(say(&mut board, now + GAP).len(), 1);
+    board.set(left, State::Outside, now);
+    assert_eq!(say(&mut board, now + GAP), [], "there is nothing to say of a pod outside");
+    assert_eq!(board.stuck()[&Trouble::Remains], 0);
 }
 
 #[test]
