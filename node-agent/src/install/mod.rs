@@ -46,6 +46,7 @@ mod file;
 mod json;
 pub(crate) mod locate;
 mod name;
+mod outcome;
 mod plan;
 mod removal;
 mod run;

@@ -3,8 +3,8 @@
 use super::action::{Action, Permissions};
 use super::candidate::{Kind, Snapshot};
 use super::file::{self, FileError};
+use super::outcome::InstallError;
 use super::plan::{Directory, PlanError};
-use super::run::InstallError;
 use super::{Mode, Settings, directory};
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
