@@ -2,6 +2,7 @@
 
 use super::Kubernetes;
 use super::flight::{Flight, Outcome, Target};
+use super::namespace;
 use super::object::{self, Decoded, NodePod, Phase, PodName, Seen};
 use super::store::{Inner, Store};
 use crate::source::{Found, Missing, Wanted};
@@ -203,7 +204,7 @@ impl Kubernetes {
                 )),
                 Decoded::Broken(problem) => unusable(&problem),
             },
-            Target::Namespace(asked) => match object::namespace(&json) {
+            Target::Namespace(asked) => match namespace::read(&json) {
                 Decoded::Object((name, labels)) if name == *asked => {
                     self.store.put_namespace(name, labels);
                     Outcome::Found(None)

@@ -17,6 +17,7 @@ pub(crate) mod client;
 pub(crate) mod error;
 mod flight;
 mod lookup;
+mod namespace;
 pub(crate) mod object;
 mod raw;
 mod reflector;

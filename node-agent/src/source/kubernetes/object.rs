@@ -1,4 +1,4 @@
-//! What is kept of the API's objects. Kubernetes' shapes stop here.
+//! What is kept of the API's pods. Kubernetes' shapes stop here.
 //!
 //! A pod's manifest is 5 to 20 KB of JSON, most of it managed fields, environment
 //! and volumes. What is read is facts of the pod for `redirect`, and what tells
@@ -7,16 +7,14 @@
 //! containers would look as if it were outside the mesh.
 
 use super::raw::{
-    Map, RawContainer, RawContainerStatus, RawMeta, RawPod, RawSpec, RawStatus, Text, filled,
-    values,
+    Map, RawContainer, RawContainerStatus, RawPod, RawSpec, RawStatus, Text, filled, values,
 };
 use crate::notice::{CONDITION, Captured};
 use crate::source::workload::{Checks, Workload};
 use redirect::host::Declared;
-use redirect::pod::{Container, Namespace, PROXY_CONTAINER, Pod};
+use redirect::pod::{Container, PROXY_CONTAINER, Pod};
 use serde::Deserialize;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -349,51 +347,6 @@ fn init(raw: &RawContainerStatus<'_>) -> InitStatus {
             code: t.exit_code.unwrap_or_default(),
             message: t.message.as_deref().unwrap_or_default().trim().to_owned(),
         }),
-    }
-}
-
-/// Labels of a namespace as one allocation: a cluster has thousands of namespaces,
-/// and a map costs half a kilobyte before its first entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Labels(Box<str>);
-
-/// Between the texts of [`Labels`]; no label has it.
-const SEPARATOR: char = '\0';
-
-impl Labels {
-    fn pack(labels: Option<Map>) -> Self {
-        let mut text = String::new();
-        for (key, value) in values(labels) {
-            text.extend([key.as_str(), "\0", value.as_str(), "\0"]);
-        }
-        Self(text.into_boxed_str())
-    }
-
-    /// The namespace.
-    pub(super) fn unpack(&self, name: &str) -> Namespace {
-        let mut texts = self.0.split(SEPARATOR);
-        let mut labels = BTreeMap::new();
-        while let (Some(key), Some(value)) = (texts.next(), texts.next()) {
-            labels.insert(key.to_owned(), value.to_owned());
-        }
-        Namespace { name: name.to_owned(), labels }
-    }
-}
-
-/// Reads a namespace, whole or its metadata only. One whose labels have the wrong
-/// shape is as good as unknown.
-pub(super) fn namespace(json: &str) -> Decoded<(String, Labels)> {
-    #[derive(Deserialize)]
-    struct Raw<'a> {
-        #[serde(borrow)]
-        metadata: RawMeta<'a>,
-    }
-    match serde_json::from_str::<Raw<'_>>(json) {
-        Ok(Raw { metadata }) => match filled(&metadata.name) {
-            Some(name) => Decoded::Object((name.to_owned(), Labels::pack(metadata.labels))),
-            None => Decoded::Broken("a namespace without a name".to_owned()),
-        },
-        Err(error) => Decoded::Broken(super::error::quote(&error.to_string())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::client::encode;
 use super::error::ApiError;
+use super::namespace;
 use super::object::{self, Decoded, Scope};
 use super::reflector::{Collection, Sink};
 use super::store::Store;
@@ -109,7 +110,7 @@ impl Sink for Namespaces {
     }
 
     fn apply(&self, json: &str) -> Result<(), String> {
-        match object::namespace(json) {
+        match namespace::read(json) {
             Decoded::Object((name, labels)) => {
                 self.store.put_namespace(name, labels);
                 Ok(())
@@ -120,7 +121,7 @@ impl Sink for Namespaces {
     }
 
     fn delete(&self, json: &str) -> Result<(), String> {
-        match object::namespace(json) {
+        match namespace::read(json) {
             Decoded::Object((name, _)) => {
                 self.store.remove_namespace(&name);
                 Ok(())

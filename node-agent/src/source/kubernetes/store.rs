@@ -7,7 +7,8 @@
 
 use super::changes::{Changes, Queue};
 use super::flight::{Flight, Target};
-use super::object::{Labels, NodePod, PodName, Seen};
+use super::namespace::Labels;
+use super::object::{NodePod, PodName, Seen};
 use redirect::pod::Namespace;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -367,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_namespace_that_changes_is_told_by_its_pods() {
-        let labels = |text: &str| match super::super::object::namespace(text) {
+        let labels = |text: &str| match super::super::namespace::read(text) {
             super::super::object::Decoded::Object((_, labels)) => labels,
             other => panic!("{other:?}"),
         };

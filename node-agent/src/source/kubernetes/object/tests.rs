@@ -144,20 +144,6 @@ fn a_static_pod_has_two_uids() {
 }
 
 #[test]
-fn labels_are_packed_without_loss() {
-    let json = r#"{"kind":"PartialObjectMetadata","metadata":{"name":"n","labels":{"a":"1","b":"","istio.io/dataplane-mode":"ambient"}}}"#;
-    let Decoded::Object((name, labels)) = namespace(json) else { panic!() };
-    let unpacked = labels.unpack(&name);
-    assert_eq!(unpacked.labels.len(), 3);
-    assert_eq!(unpacked.labels["b"], "");
-    let Decoded::Object((name, labels)) = namespace(r#"{"metadata":{"name":"n"}}"#) else {
-        panic!()
-    };
-    assert!(labels.unpack(&name).labels.is_empty());
-    assert!(matches!(namespace(r#"{"metadata":{"labels":{}}}"#), Decoded::Broken(_)));
-}
-
-#[test]
 fn marks_of_a_watch() {
     let end = r#"{"kind":"Pod","metadata":{"resourceVersion":"7","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
     let marker: super::super::raw::Marker<'_> = serde_json::from_str(end).unwrap();
