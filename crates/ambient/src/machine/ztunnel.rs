@@ -36,13 +36,16 @@ impl Machine {
     /// their sessions: there is one, as a rule.
     fn nameless(&mut self, id: SessionId) -> PeerId {
         const FIRST: PeerId = PeerId(1 << 63);
-        let mut known = Peer::new(&self.inherited);
         let lost: Vec<PeerId> = self
             .peers
             .range(FIRST..)
             .filter(|(peer, _)| !self.sessions.values().any(|s| s.peer == **peer))
             .map(|(peer, _)| *peer)
             .collect();
+        // What records said at the start counts for the first of them: since then it was
+        // told what it runs, and the numbers of namespaces are used again.
+        let inherited = if lost.is_empty() { &self.inherited[..] } else { &[] };
+        let mut known = Peer::new(inherited);
         for peer in lost.iter().filter_map(|peer| self.peers.remove(peer)) {
             known.absorb(peer);
         }

@@ -1,6 +1,6 @@
 //! ztunnels come, go, are slow, and say no.
 
-use crate::node::{Node, pod, starting, uid};
+use crate::node::{Node, netns, pod, starting, uid};
 use ambient::config::Config;
 use ambient::event::{Event, Wanted};
 use ambient::id::SessionId;
@@ -274,6 +274,27 @@ fn what_a_ztunnel_may_still_run_is_not_added_to() {
     assert_eq!(node.ack(2), ["to 2: add b in 1"]);
     // Another process never heard of a.
     assert_eq!(node.connect(3, 300), ["to 3: add b in 1", "to 3: snapshot sent"]);
+}
+
+/// The kernel does not name processes of other pid namespaces. What a record said at the
+/// start does not count against whoever has that number of a namespace now.
+#[test]
+fn a_nameless_ztunnel_that_connects_again_is_told_of_all_in_its_snapshot() {
+    let mut node = Node::new();
+    let (identity, netns) = (Some(pod("a", 1).identity), Some(netns(1)));
+    node.tell(Event::Recorded { uid: uid("a"), identity, sandbox: None, netns });
+    node.tell(Event::Pod(pod("a", 1)));
+    node.tell(Event::Listed);
+    node.settle_rules("a");
+    assert_eq!(node.connect(1, 0), ["to 1: add a in 1", "to 1: snapshot sent"]);
+    node.settle(1);
+    node.tell(Event::PodGone(uid("a")));
+    node.settle(1);
+    node.tell(starting("b"));
+    node.add(2, "b", "s", 1);
+    node.settle(1);
+    node.tell(Event::Disconnected(SessionId(1)));
+    assert_eq!(node.connect(2, 0), ["to 2: add b in 1", "to 2: snapshot sent"]);
 }
 
 #[test]
