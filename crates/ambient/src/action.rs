@@ -343,8 +343,8 @@ pub enum Report {
     },
     /// What was stuck works again.
     Recovered(Stage),
-    /// The audit found rules changed and put them right. Traffic may have escaped
-    /// since the last time that the pod was verified.
+    /// What [`Report::Drifted`] told of was put right, and proved. Traffic may have
+    /// escaped meanwhile.
     Repaired {
         /// What had drifted.
         drift: String,

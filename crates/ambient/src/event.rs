@@ -235,12 +235,7 @@ pub struct Place {
 pub enum Verdict {
     /// Rules and routes are as they must be.
     Fine,
-    /// They were not, and the audit has put them right and proved them.
-    Repaired {
-        /// What had drifted, for people.
-        drift: String,
-    },
-    /// They are not, and the audit did not put them right (or could not).
+    /// They are not: they are programmed again.
     Broken {
         /// What is wrong, for people.
         drift: String,

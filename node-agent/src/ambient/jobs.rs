@@ -7,8 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use sys::netns::Netns;
 
@@ -141,14 +140,29 @@ impl Outcome {
     }
 }
 
-/// Says that nobody waits for a step any more.
+/// Says that nobody waits for a job any more.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Abandoned(Arc<AtomicBool>);
+pub(super) struct Abandoned(Arc<Mutex<bool>>);
 
 impl Abandoned {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// True once that is so.
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        *self.lock()
+    }
+
+    /// Does what must not be done once that is so, which has to wait meanwhile; `None`
+    /// when it is too late.
+    pub(super) fn unless<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        let is_set = self.lock();
+        (!*is_set).then(act)
+    }
+
+    fn set(&self) {
+        *self.lock() = true;
     }
 }
 
@@ -176,6 +190,8 @@ pub(super) struct Jobs {
     runtime: tokio::runtime::Handle,
     busy: HashSet<Key>,
     waiting: HashMap<Lane, VecDeque<Job>>,
+    /// Of each step that has not ended.
+    under_way: HashMap<StepId, Abandoned>,
     done: Arc<dyn Fn(Key, Outcomes) + Send + Sync>,
 }
 
@@ -185,12 +201,20 @@ impl Jobs {
         runtime: tokio::runtime::Handle,
         done: impl Fn(Key, Outcomes) + Send + Sync + 'static,
     ) -> Self {
-        Self { runtime, busy: HashSet::new(), waiting: HashMap::new(), done: Arc::new(done) }
+        Self {
+            runtime,
+            busy: HashSet::new(),
+            waiting: HashMap::new(),
+            under_way: HashMap::new(),
+            done: Arc::new(done),
+        }
     }
 
     /// Starts a job as soon as there is room.
     pub(super) fn push(&mut self, job: Job) {
         let lane = job.key.lane();
+        let abandoned = Abandoned::default();
+        self.under_way.extend(job.steps.iter().map(|step| (*step, abandoned.clone())));
         self.waiting.entry(lane).or_default().push_back(job);
         self.start(lane);
     }
@@ -199,6 +223,18 @@ impl Jobs {
     pub(super) fn ended(&mut self, key: &Key) {
         self.busy.remove(key);
         self.start(key.lane());
+    }
+
+    /// A step's outcome is here.
+    pub(super) fn over(&mut self, step: StepId) {
+        self.under_way.remove(&step);
+    }
+
+    /// Nobody waits for the step any more, whether it has begun or not.
+    pub(super) fn give_up(&self, step: StepId) {
+        if let Some(abandoned) = self.under_way.get(&step) {
+            abandoned.set();
+        }
     }
 
     fn start(&mut self, lane: Lane) {
@@ -220,7 +256,8 @@ impl Jobs {
     fn launch(&self, job: Job) {
         let Job { key, kind, steps, work } = job;
         let done = Arc::clone(&self.done);
-        let abandoned = Abandoned::default();
+        let known = steps.first().and_then(|step| self.under_way.get(step));
+        let abandoned = known.cloned().unwrap_or_default();
         let flag = abandoned.clone();
         self.runtime.spawn(async move {
             let work = async {
@@ -234,7 +271,7 @@ impl Jobs {
                 }
             };
             let result = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| {
-                flag.0.store(true, Ordering::Relaxed);
+                flag.set();
                 let text = format!("it has not ended within {} s", LIMIT.as_secs());
                 Err(Failure::Transient(text))
             });
@@ -289,6 +326,62 @@ mod tests {
         }
         assert!(jobs.busy.is_empty() && jobs.waiting.values().all(VecDeque::is_empty));
     }
+
+    /// One that has begun, one that waits behind it, and one that is in the middle of it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_step_that_is_given_up_writes_nothing_afterwards() {
+        let (sender, ended) = channel();
+        let mut jobs = Jobs::new(tokio::runtime::Handle::current(), move |key, outcomes| {
+            drop(sender.send((key, outcomes)));
+        });
+        let written: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let (begun, begins) = channel::<()>();
+        let patience = Duration::from_secs(60);
+        let mut gates = Vec::new();
+        for (number, inside) in [(1, false), (2, false), (3, true)] {
+            let (go, gate) = channel::<()>();
+            gates.push(go);
+            let (begun, written) = (begun.clone(), Arc::clone(&written));
+            let work = Work::Thread(Box::new(move |abandoned: &Abandoned| {
+                let wait = || {
+                    begun.send(()).unwrap();
+                    let _ = gate.recv_timeout(patience);
+                };
+                let write = || {
+                    if inside {
+                        wait();
+                    }
+                    written.lock().unwrap().push("written");
+                };
+                if !inside {
+                    wait();
+                }
+                abandoned.unless(write);
+                Vec::new()
+            }));
+            let key = Key::Netns(NetnsId { dev: 1, ino: u64::from(inside) });
+            jobs.push(Job { key, kind: Kind::Program, steps: vec![StepId(number)], work });
+        }
+        // The first of each namespace has begun.
+        begins.recv_timeout(patience).unwrap();
+        begins.recv_timeout(patience).unwrap();
+        jobs.give_up(StepId(1));
+        jobs.give_up(StepId(2));
+        gates[0].send(()).unwrap();
+        let (key, _) = ended.recv_timeout(patience).unwrap();
+        jobs.ended(&key);
+        begins.recv_timeout(patience).unwrap();
+        gates[1].send(()).unwrap();
+        ended.recv_timeout(patience).unwrap();
+        assert!(written.lock().unwrap().is_empty());
+        let last = gates.remove(2);
+        std::thread::spawn(move || last.send(()).unwrap());
+        jobs.give_up(StepId(3));
+        written.lock().unwrap().push("given up");
+        ended.recv_timeout(patience).unwrap();
+        assert_eq!(*written.lock().unwrap(), ["written", "given up"], "it was waited for");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_api_server_that_is_silent_keeps_no_namespace_waiting() {
         let (sender, ended) = channel();

@@ -91,12 +91,14 @@ fn inside(
         if let Ok(Some(before)) = node.records.read(&name) {
             record.join(&before);
         }
-        let written = node.records.write(&name, &record);
+        let written = abandoned.unless(|| node.records.write(&name, &record));
+        // Its pod may be gone, and nobody would remove the record.
+        let written = written.ok_or_else(given_up)?;
         written.map_err(|error| failed(format!("record not written: {}", causes(&error))))?;
     }
     routing::bring_loopback_up().map_err(|error| failed(causes(&error)))?;
     if abandoned.is_set() {
-        return Err(failed("given up".to_owned()));
+        return Err(given_up());
     }
     let programmed = node.backend.program(&plan).map_err(failed)?;
     if plan.dns && programmed.applied != Applied::Unchanged {
@@ -105,6 +107,10 @@ fn inside(
     }
     let proof = ambient_inside(&plan, &addresses, ports).map_err(|error| not_proved(&error))?;
     Ok(Done { plan, programmed, proof })
+}
+
+fn given_up() -> Failure {
+    Failure::Transient("given up".to_owned())
 }
 
 /// Begins so: who answers the plugin tells it from rules that could not be written.
@@ -120,7 +126,7 @@ pub(super) fn unprogram(node: &Node, held: &Held, abandoned: &Abandoned) -> Resu
     host_is_known(node, held)?;
     within_pod(&held.netns, node.hosts.own(), || {
         if abandoned.is_set() {
-            return Err(Failure::Transient("given up".to_owned()));
+            return Err(given_up());
         }
         node.backend.clear().map_err(Failure::Transient)
     })

@@ -31,6 +31,8 @@ pub(super) struct Steps {
     /// When each step was asked for.
     begun: HashMap<StepId, Instant>,
     annotating: HashMap<StepId, (PodUid, Annotation)>,
+    /// Whose rules are being written.
+    programming: HashMap<StepId, PodUid>,
 }
 
 impl Steps {
@@ -50,6 +52,7 @@ impl Steps {
             searching: false,
             begun: HashMap::new(),
             annotating: HashMap::new(),
+            programming: HashMap::new(),
         }
     }
 
@@ -61,6 +64,8 @@ impl Steps {
 
     /// Counts a step that is over; the pod whose annotation it was about.
     pub(super) fn over(&mut self, step: StepId, outcome: &Outcome) -> Option<(PodUid, Annotation)> {
+        self.jobs.over(step);
+        self.programming.remove(&step);
         let begun = self.begun.remove(&step);
         let stage = match outcome {
             Outcome::Found(Ok(_)) => Some(Stage::Namespace),
@@ -101,16 +106,25 @@ impl Steps {
     pub(super) fn program(
         &mut self,
         step: StepId,
+        uid: &PodUid,
         netns: NetnsId,
         (told, held): (Option<Told>, Option<Held>),
         ports: Ports,
     ) {
+        self.programming.insert(step, uid.clone());
         self.within(step, netns, held, Kind::Program, move |node, held, abandoned| {
             let told = told.ok_or_else(|| Failure::Transient("the pod is not known".to_owned()));
             Outcome::Programmed(
                 told.and_then(|t| program::program(node, &t, held, ports, abandoned)),
             )
         });
+    }
+
+    /// Nothing of the pod is to be left: what is still being done in its namespace writes
+    /// no record of it once this returns.
+    pub(super) fn forget(&mut self, uid: &PodUid) {
+        let own = self.programming.iter().filter(|(_, of)| *of == uid);
+        own.for_each(|(step, _)| self.jobs.give_up(*step));
     }
 
     /// Takes them out.

@@ -22,13 +22,10 @@ impl Machine {
         self.dirty.insert(uid.clone());
         match verdict {
             Verdict::Fine => self.audited(uid),
-            Verdict::Repaired { drift } => {
-                self.desk.report(uid, Report::Repaired { drift });
-                self.audited(uid);
-            }
             Verdict::Broken { drift } => {
-                self.desk.report(uid, Report::Drifted { drift });
+                self.desk.report(uid, Report::Drifted { drift: drift.clone() });
                 if let Some(pod) = self.pods.get_mut(uid) {
+                    pod.drift = Some(drift);
                     pod.rules = Rules::Unknown;
                     pod.cause = Cause::Drifted;
                 }

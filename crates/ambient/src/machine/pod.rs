@@ -37,6 +37,8 @@ pub(super) struct Pod {
     /// Addresses that the chain gave, and those that the status had then.
     pub(super) chain_ips: Vec<IpAddr>,
     pub(super) former_ips: Vec<IpAddr>,
+    /// What an audit found changed, until it was put right.
+    pub(super) drift: Option<String>,
     /// Rules of an earlier agent may be in its namespace, which is not known.
     pub(super) maybe_rules: bool,
     /// The sandbox that these are in, where a record says it.
@@ -161,6 +163,7 @@ impl Pod {
             refused: false,
             chain_ips: Vec::new(),
             former_ips: Vec::new(),
+            drift: None,
             maybe_rules: false,
             rules_in: None,
             recorded: false,
@@ -220,6 +223,7 @@ impl Pod {
         self.place = Place::Lost { down };
         self.rules = Rules::Absent;
         self.held = None;
+        self.drift = None;
         self.chain_ips.clear();
         self.former_ips.clear();
     }

@@ -3,7 +3,7 @@
 use super::Machine;
 use super::desk::{Alarm, Work};
 use super::pod::{Goal, Place, Rules};
-use crate::action::{Action, Cause, Refusal, Stage};
+use crate::action::{Action, Cause, Refusal, Report, Stage};
 use crate::event::Failure;
 use crate::id::{OptionsHash, PodUid, StepId};
 
@@ -62,6 +62,9 @@ impl Machine {
                 self.desk.tell(Some(&uid), Stage::Namespace, found);
                 self.desk.tell(Some(&uid), Stage::Rules, told);
                 self.desk.tell(Some(&uid), Stage::Rules, seen);
+                if let Some(drift) = pod.drift.take() {
+                    self.desk.report(&uid, Report::Repaired { drift });
+                }
             }
             Err(Failure::NamespaceGone) => {
                 self.namespace_gone(&uid);
@@ -87,6 +90,7 @@ impl Machine {
         match result {
             Ok(()) => {
                 pod.rules = Rules::Absent;
+                pod.drift = None;
                 let found = pod.find.succeed(&mut self.desk, &self.config);
                 self.desk.tell(Some(&uid), Stage::Namespace, found);
                 let told = pod.program.succeed(&mut self.desk, &self.config);

@@ -301,7 +301,14 @@ impl World {
                     self.evidence(&uid);
                 }
             }
-            Action::Report { uid, report } => self.reports.push((uid, report)),
+            Action::Report { uid, report } => {
+                if let (Report::Repaired { .. }, Some(uid)) = (&report, &uid) {
+                    let netns = self.machine.pod(uid).and_then(|pod| pod.netns);
+                    let rules = netns.and_then(|netns| self.namespaces[&netns].rules);
+                    assert!(rules.is_some(), "{uid}: put right, and without rules");
+                }
+                self.reports.push((uid, report));
+            }
             Action::Drained => {
                 assert!(self.draining && !self.drained);
                 self.drained = true;
@@ -844,13 +851,7 @@ impl World {
             _ if !alive => Verdict::Gone,
             _ if !known => return,
             _ if intact => Verdict::Fine,
-            (Outcome::Failed, _) => Verdict::Broken { drift: "flushed".into() },
-            _ => {
-                let namespace = self.namespaces.get_mut(&audit.netns).expect("is there");
-                namespace.rules = Some(audit.options);
-                namespace.drifted = false;
-                Verdict::Repaired { drift: "flushed".into() }
-            }
+            _ => Verdict::Broken { drift: "flushed".into() },
         };
         self.feed(Event::Audited { uid: audit.uid, netns: audit.netns, verdict });
     }

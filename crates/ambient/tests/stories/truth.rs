@@ -2,24 +2,12 @@
 
 use crate::node::{Node, pod, starting};
 use ambient::action::{Cause, Standing};
-use ambient::event::{Annotation, Event, Failure, Verdict, Wanted};
+use ambient::event::{Annotation, Event, Failure, PodState, Verdict, Wanted};
 use ambient::id::{OptionsHash, RequestId};
 use std::time::Duration;
 
 #[test]
-fn drift_that_the_audit_repairs_is_reported_and_nothing_else_happens() {
-    let mut node = Node::captured(&["a"]);
-    let drift = "chain ISTIO_OUTPUT is empty".to_owned();
-    assert_eq!(
-        node.audit("a", 1, Verdict::Repaired { drift }),
-        ["report a: Repaired { drift: \"chain ISTIO_OUTPUT is empty\" }"]
-    );
-    assert_eq!(node.stands("a"), Some(Standing::Verified));
-    assert_eq!(node.audit("a", 1, Verdict::Fine), [""; 0]);
-}
-
-#[test]
-fn drift_that_is_not_repaired_at_once_exposes_the_pod_until_it_is() {
+fn drift_exposes_the_pod_until_it_is_put_right_and_proved() {
     let mut node = Node::captured(&["a"]);
     let drift = "flushed".to_owned();
     let said = node.audit("a", 1, Verdict::Broken { drift });
@@ -27,8 +15,27 @@ fn drift_that_is_not_repaired_at_once_exposes_the_pod_until_it_is() {
     assert_eq!(node.stands("a"), Some(Standing::Exposed(Cause::Drifted)));
     // An audit that ran meanwhile is of no interest.
     assert_eq!(node.audit("a", 1, Verdict::Gone), [""; 0]);
-    assert_eq!(node.done("program a"), [""; 0]);
+    assert_eq!(node.fails("program a", "EPERM"), [""; 0], "nothing is put right yet");
+    assert_eq!(node.ring(Duration::from_millis(100)), ["program a in 1 with 1"]);
+    assert_eq!(node.done("program a"), ["report a: Repaired { drift: \"flushed\" }"]);
     assert_eq!(node.stands("a"), Some(Standing::Verified));
+    assert_eq!(node.audit("a", 1, Verdict::Fine), [""; 0], "said once");
+}
+
+#[test]
+fn drift_in_a_namespace_that_the_pod_has_left_is_not_put_right() {
+    let mut node = Node::captured(&["a", "b"]);
+    for (name, ns) in [("a", 1), ("b", 2)] {
+        node.audit(name, ns, Verdict::Broken { drift: "flushed".into() });
+    }
+    node.end("program a", Err(Failure::NamespaceGone));
+    node.tell(Event::Pod(PodState { wanted: Wanted::No, ..pod("b", 2) }));
+    node.fails("program b", "EPERM");
+    let pause = Duration::from_millis(100);
+    let mut said = [node.ring(pause), node.ring(pause)].concat();
+    said.extend([node.found("a", 3), node.settle(1)].concat());
+    assert!(said.contains(&"unprogram b in 2".to_owned()), "{said:?}");
+    assert!(!said.iter().any(|said| said.contains("Repaired")), "{said:?}");
 }
 
 #[test]
@@ -45,7 +52,14 @@ fn the_annotation_is_taken_back_when_repair_fails_for_long_and_not_before() {
     );
     node.done("annotate a");
     node.ring(Duration::from_millis(1600));
-    assert_eq!(node.done("program a"), ["report a: Recovered(Rules)", "annotate a Enabled"]);
+    assert_eq!(
+        node.done("program a"),
+        [
+            "report a: Recovered(Rules)",
+            "report a: Repaired { drift: \"flushed\" }",
+            "annotate a Enabled"
+        ]
+    );
 }
 
 #[test]

@@ -53,8 +53,7 @@ impl Driver {
                 let who = uid.as_ref().map(|uid| (uid, self.roster.told(uid)));
                 report::tell(who, &report);
                 self.say_reported(uid.as_ref(), &report);
-                // What was found is programmed again at once.
-                if let Report::Repaired { .. } | Report::Drifted { .. } = report {
+                if let Report::Repaired { .. } = report {
                     self.figures.repaired("rules");
                 }
             }
@@ -103,7 +102,7 @@ impl Driver {
             self.roster.is_recorded(uid, name);
         }
         let told = self.roster.told(uid).cloned();
-        self.steps.program(step, netns, (told, held), ports);
+        self.steps.program(step, uid, netns, (told, held), ports);
     }
 
     fn send(&mut self, session: SessionId, message: Message) {
@@ -119,6 +118,7 @@ impl Driver {
 
     fn forget(&mut self, uid: &PodUid) {
         self.audits.forget(uid);
+        self.steps.forget(uid);
         for name in self.roster.forget(uid) {
             // The sandbox may have become another pod's, with a record of its own.
             let is_own = |record| find::is_of(&record, uid.as_str());
