@@ -7,7 +7,7 @@ use crate::place::{self, Place, PlaceError};
 use crate::record::{Record, SandboxId};
 use crate::source::kubernetes::object::NodePod;
 use redirect::enroll::{self, decide};
-use redirect::pod::Namespace;
+use redirect::pod::{Namespace, Pod};
 use std::time::{Duration, Instant};
 use sys::netns::{NetnsId, within_pod};
 use wire::code;
@@ -45,8 +45,8 @@ impl Agent {
         let records = self.records_of(pod);
         let place = self.place(pod, &records)?;
         let id = place.netns.id();
-        let record = records.into_iter().find(|record| programmed(record) == id);
-        self.capture_in(pod, &place, record)
+        let record = records.iter().find(|record| programmed(record) == id);
+        self.capture_in(&pod.facts, &place, record).map(|(_, proof)| proof)
     }
 
     /// Captures a pod of the mesh that runs and has no rules and no record: nobody
@@ -84,7 +84,7 @@ impl Agent {
         if !bare {
             return Ok(None);
         }
-        self.capture_in(pod, &place, None).map(Some)
+        self.capture_in(&pod.facts, &place, None).map(|(_, proof)| Some(proof))
     }
 
     /// What was written down about the pod; of one sandbox after the other there may be
@@ -114,32 +114,22 @@ impl Agent {
         Ok(place::find(&place::root(), &wanted)?)
     }
 
-    fn capture_in(
+    /// Captures it where it runs; of a record of that namespace, or of the sandbox before,
+    /// come the interface and the sandbox's name. Says the name, and what was proved.
+    ///
+    /// # Errors
+    /// When the capture fails.
+    pub(super) fn capture_in(
         &self,
-        pod: &NodePod,
+        pod: &Pod,
         place: &Place,
-        record: Option<Record>,
-    ) -> Result<String, RunningError> {
+        record: Option<&Record>,
+    ) -> Result<(SandboxId, String), RunningError> {
+        let same = record.filter(|record| programmed(record) == place.netns.id());
         // A record and a process of the pod's own say that it is not the host's either.
-        if record.is_none() && place.sandbox.is_none() {
+        if same.is_none() && place.sandbox.is_none() {
             self.host_is_known(&place.netns).map_err(RunningError::Capture)?;
         }
-        let (id, interface) = match record {
-            Some(record) => (Some(record.sandbox), record.interface),
-            None => (place.sandbox.clone(), INTERFACE.to_owned()),
-        };
-        let sandbox = id.as_deref().and_then(|id| SandboxId::new(id).ok());
-        let request = PodRequest {
-            pod_name: pod.facts.name.clone(),
-            pod_namespace: pod.facts.namespace.clone(),
-            sluice: Some(Extension {
-                container_id: id.unwrap_or_default(),
-                if_name: interface,
-                pod_uid: pod.facts.uid.clone().unwrap_or_default(),
-                ..Extension::default()
-            }),
-            ..PodRequest::default()
-        };
         // Found a moment ago, and looked at once more: never the host's.
         if self.hosts.contains(place.netns.id()) {
             return Err(RunningError::Capture(Failure::new(
@@ -148,10 +138,31 @@ impl Agent {
                 "nothing was done",
             )));
         }
+        let known = same.map(|record| &record.sandbox).or(place.sandbox.as_ref());
+        // By a name of ours where its own is not to be seen: without a record nobody
+        // would look after it.
+        let uid = pod.uid.clone().or_else(|| record?.pod.uid.clone());
+        let sandbox = match (known, &uid) {
+            (Some(id), _) => SandboxId::new(id),
+            (None, Some(uid)) => SandboxId::of_found(uid),
+            (None, None) => SandboxId::of_found(&format!("{}.{}", pod.namespace, pod.name)),
+        };
+        let sandbox = sandbox.map_err(|error| RunningError::Look(error.to_string()))?;
+        let request = PodRequest {
+            netns: same.map(|record| record.path.clone()).unwrap_or_default(),
+            pod_name: pod.name.clone(),
+            pod_namespace: pod.namespace.clone(),
+            sluice: Some(Extension {
+                container_id: sandbox.as_str().to_owned(),
+                if_name: record.map_or(INTERFACE, |record| &record.interface).to_owned(),
+                pod_uid: uid.unwrap_or_default(),
+                ..Extension::default()
+            }),
+            ..PodRequest::default()
+        };
         let deadline = Instant::now() + LIMIT;
-        self.capture(&request, sandbox.as_ref(), &place.netns, &pod.facts, deadline)
-            .map(|answer| answer.reason)
-            .map_err(RunningError::Capture)
+        let answer = self.capture(&request, Some(&sandbox), &place.netns, pod, deadline);
+        Ok((sandbox, answer.map_err(RunningError::Capture)?.reason))
     }
 }
 

@@ -6,6 +6,7 @@
 //! looked for over the processes (reference 4.11), and never the host's.
 
 mod cgroup;
+pub(crate) mod successor;
 mod survey;
 
 pub(crate) use survey::Survey;
@@ -80,6 +81,12 @@ pub(crate) enum PlaceError {
         /// What the pod has.
         addresses: Vec<IpAddr>,
         /// Where that is.
+        found: Vec<NetnsId>,
+    },
+    /// Its processes are in more than one, and nobody knows in which its address is.
+    #[error("processes of the pod are in {} network namespaces ({}): want one", found.len(), list(found))]
+    Scattered {
+        /// Where they are.
         found: Vec<NetnsId>,
     },
 }

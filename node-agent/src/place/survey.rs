@@ -99,6 +99,30 @@ impl Survey {
         }
     }
 
+    /// Finds a pod's namespace by its processes alone, where nobody tells the pod's
+    /// addresses: the one with an address of its own that has some.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub(crate) fn find_owned(&self, uids: &[String]) -> Result<Place, PlaceError> {
+        let mut numbers: Vec<usize> =
+            uids.iter().filter_map(|uid| self.by_uid().get(uid)).flatten().copied().collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let all = numbers.into_iter().filter_map(|number| self.occupied.get(number));
+        let own: Vec<&Occupied> = all.filter(|o| !o.addresses().is_empty()).collect();
+        let addresses = Vec::new();
+        match own[..] {
+            [one] => {
+                one.place(uids).ok_or(PlaceError::Nowhere { root: self.root.clone(), addresses })
+            }
+            [] => Err(PlaceError::Nowhere { root: self.root.clone(), addresses }),
+            _ => Err(PlaceError::Scattered {
+                found: own.iter().map(|occupied| occupied.id).collect(),
+            }),
+        }
+    }
+
     /// Those of them that may be the pod's, each once.
     fn among<'a>(
         &'a self,

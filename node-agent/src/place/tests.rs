@@ -181,3 +181,25 @@ fn other_pods_namespaces_are_left_closed() {
     let wanted = Wanted { recorded: &[], ..wanted };
     assert_eq!(survey.find(&wanted).unwrap().netns.id(), own.id());
 }
+
+#[test]
+fn where_nobody_tells_addresses_the_processes_decide() {
+    let (own, twin, bare) =
+        (netns_with("10.0.0.5/32"), netns_with("10.0.0.6/32"), Netns::create().unwrap());
+    let uids = [UID.to_owned()];
+    let mine = format!("0::/kubepods/pod{UID}/{ID}\n");
+    let proc = Processes::new();
+    let found = |hosts: &[NetnsId]| Survey::take(proc.0.path(), hosts).unwrap().find_owned(&uids);
+    // Whose it is nobody knows, or another's.
+    proc.add(1, &own, 1, "0::/\n");
+    proc.add(2, &twin, 2, &mine.replace("0a", "0b"));
+    assert!(matches!(found(&[]), Err(PlaceError::Nowhere { .. })));
+    // Not yet, or no more, linked to anybody.
+    proc.add(3, &bare, 3, &mine);
+    assert!(matches!(found(&[]), Err(PlaceError::Nowhere { .. })));
+    proc.add(4, &own, 4, &mine);
+    assert_eq!(found(&[]).unwrap().netns.id(), own.id());
+    assert!(matches!(found(&[own.id()]), Err(PlaceError::Nowhere { .. })));
+    proc.add(5, &twin, 5, &mine);
+    assert!(matches!(found(&[]), Err(PlaceError::Scattered { .. })));
+}

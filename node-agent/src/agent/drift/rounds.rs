@@ -2,12 +2,13 @@
 //! something is heard of it. Looks and repairs are made by a few threads, so that a pod
 //! whose repair is slow delays no other.
 
-use super::{LIMIT, Looked, Seen};
+use super::{LIMIT, Look, Looked, Past};
 use crate::agent::Agent;
 use crate::attention::Attention;
+use crate::failure::causes;
 use crate::health::Beat;
 use crate::metrics::figures::Figures;
-use crate::place::{self, Survey, Wanted};
+use crate::place::{self, PlaceError, Survey};
 use crate::record::SandboxId;
 use ::ambient::action::Standing;
 use ::ambient::id::PodUid;
@@ -16,7 +17,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use sys::netns::{Netns, NetnsId};
+use sys::netns::NetnsId;
 use sys::watch::{Notice, Watch};
 
 /// Looks and repairs at a time.
@@ -51,11 +52,21 @@ pub(super) struct Tools {
 pub(super) struct SharedSurvey(Mutex<Option<Option<Survey>>>);
 
 impl SharedSurvey {
-    /// Finds a namespace in it.
-    pub(super) fn find(&self, wanted: &Wanted<'_>) -> Option<Arc<Netns>> {
+    /// Asks it something; `None` when the processes cannot be listed.
+    pub(super) fn ask<T>(
+        &self,
+        hosts: &[NetnsId],
+        question: impl FnOnce(&Survey) -> T,
+    ) -> Option<T> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let survey = taken.get_or_insert_with(|| Survey::take(&place::root(), wanted.hosts).ok());
-        Some(survey.as_ref()?.find(wanted).ok()?.netns)
+        let survey = taken.get_or_insert_with(|| {
+            let survey = Survey::take(&place::root(), hosts);
+            let failed = |error: &PlaceError| {
+                tracing::error!(reason = %causes(error), "cannot look for the namespaces of sidecar pods");
+            };
+            survey.inspect_err(failed).ok()
+        });
+        survey.as_ref().map(question)
     }
 }
 
@@ -63,21 +74,23 @@ impl SharedSurvey {
 struct Job {
     agent: Arc<Agent>,
     id: SandboxId,
-    last: Option<Seen>,
+    past: Past,
     /// When a change was heard of.
     since: Option<Instant>,
+    dead: bool,
     survey: Arc<SharedSurvey>,
 }
 
 /// What is known of a pod.
 #[derive(Debug, Default)]
 struct Row {
-    seen: Option<Seen>,
+    past: Past,
     netns: Option<NetnsId>,
     key: Option<PodUid>,
     /// Since when it is looked at.
     looking: Option<Instant>,
-    /// Its namespace is dead, and a record is left.
+    /// Its namespace is dead, and a record is left: in each period it is asked whether the
+    /// pod runs in another one.
     dead: bool,
 }
 
@@ -154,8 +167,9 @@ impl Agent {
 fn work(todo: &Mutex<Receiver<Job>>, done: &Sender<Word>, tools: &Tools) {
     loop {
         let next = todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { agent, id, last, since, survey }) = next else { return };
-        let looked = agent.look_at(&id, last, since, &survey, tools);
+        let Ok(Job { agent, id, past, since, dead, survey }) = next else { return };
+        let (past, survey) = (&past, &*survey);
+        let looked = agent.look_at(&Look { id: &id, past, since, dead, survey, tools });
         drop(done.send(Word::Looked(id, looked)));
     }
 }
@@ -202,7 +216,7 @@ impl Rounds {
             Word::Notice(Notice::Dead(netns)) => {
                 for (id, row) in self.rows.iter_mut().filter(|(_, row)| row.netns == Some(netns)) {
                     row.dead = true;
-                    row.seen = None;
+                    row.past.well = None;
                     self.attention.forget(id);
                     stands_outside(&self.figures, row);
                 }
@@ -224,11 +238,21 @@ impl Rounds {
         let Some(row) = self.rows.get_mut(id) else { return };
         row.looking = None;
         match looked {
-            Looked::NotOurs => self.forget(id),
-            Looked::NotThere => row.seen = None,
-            Looked::At { key, netns, seen } => {
+            Looked::NotOurs | Looked::Superseded => self.forget(id),
+            Looked::Later => {}
+            Looked::NotThere => {
+                stands_outside(&self.figures, row);
+                (row.key, row.past) = (None, Past::default());
+            }
+            Looked::Elsewhere { key, past, again } => {
+                (row.key, row.past) = (Some(key), past);
+                if again {
+                    self.attention.call_later(id.clone(), now);
+                }
+            }
+            Looked::At { key, netns, past } => {
                 let is_new = row.netns.replace(netns) != Some(netns);
-                (row.key, row.seen) = (Some(key), seen);
+                (row.key, row.past) = (Some(key), past);
                 if row.dead {
                     stands_outside(&self.figures, row);
                 } else if is_new && self.strays.contains(&netns) {
@@ -264,7 +288,7 @@ impl Rounds {
         let survey = Arc::default();
         for id in ids {
             let row = self.rows.get(&id);
-            if row.is_none_or(|row| row.looking.is_none() && !row.dead) {
+            if row.is_none_or(|row| row.looking.is_none()) {
                 let since = self.attention.begin(&id, Instant::now());
                 self.look(agent, id, since, &survey);
             }
@@ -281,8 +305,9 @@ impl Rounds {
         let row = self.rows.entry(id.clone()).or_default();
         row.looking = Some(Instant::now());
         let (agent, survey) = (Arc::clone(agent), Arc::clone(survey));
+        let (past, dead) = (row.past.clone(), row.dead);
         // Its end, if the threads have ended, is that of the process.
-        drop(self.jobs.send(Job { agent, id, last: row.seen.clone(), since, survey }));
+        drop(self.jobs.send(Job { agent, id, past, since, dead, survey }));
     }
 
     fn forget(&mut self, id: &SandboxId) {
