@@ -38,10 +38,17 @@ impl Speaker {
             Some(view) if !view.wanted => leaving(view),
             _ => report.and_then(reported).or_else(|| judge(view?, self.no_ztunnel)),
         };
-        if let (Some(told), Some(state)) = (told, state) {
+        if let (Some(told), Some(state)) = (told, state)
+            && !(state == State::Outside && has_sidecar(told))
+        {
             self.notices.set(told, state);
         }
     }
+}
+
+/// How such a pod stands is the sidecar audit's to say.
+fn has_sidecar(told: &Told) -> bool {
+    told.facts().annotation(wire::snapshot::INJECTED).is_some()
 }
 
 /// What a report alone says.
