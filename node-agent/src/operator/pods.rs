@@ -5,6 +5,7 @@ use super::answer::{Captured, Netns, Pod, Rules, Ztunnel};
 use super::kernel::{self, Places};
 use super::known::Known;
 use crate::ambient::Look;
+use crate::place::{self, Place, Survey, successor};
 use crate::record::{Record, SandboxId};
 use crate::source::Pods as Source;
 use crate::source::kubernetes::object::PodName;
@@ -12,6 +13,7 @@ use ambient::action::Standing;
 use ambient::machine::PodView;
 use redirect::enroll::{Decision, decide};
 use redirect::plan::{DNS_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -51,8 +53,14 @@ pub(super) fn pods(known: &Known, live: Option<Live<'_>>) -> Vec<Pod> {
     let records = latest(records);
     let mut rows = look_at_all(known, &records);
     if let Some(live) = live {
+        let (places, survey) = (Places::new(), OnceCell::new());
         for ((_, record), row) in records.iter().zip(&mut rows) {
             judge(row, record, live);
+            if record.ambient.is_none() && row.standing == UNVERIFIED {
+                let look = || Survey::take(&place::root(), known.hosts.all()).ok();
+                let survey = || survey.get_or_init(look).as_ref();
+                elsewhere(row, known, record, live, &places, survey);
+            }
         }
         let seen: HashSet<String> = records.iter().map(|(_, r)| key(r)).collect();
         rows.extend(unrecorded(known, live, &seen));
@@ -205,6 +213,33 @@ fn judge(row: &mut Pod, record: &Record, live: Live<'_>) {
         }
         _ => {}
     }
+}
+
+/// A sidecar pod whose namespace is gone may run in another one.
+fn elsewhere<'s>(
+    row: &mut Pod,
+    known: &Known,
+    record: &Record,
+    live: Live<'_>,
+    places: &Places,
+    survey: impl FnOnce() -> Option<&'s Survey>,
+) {
+    let name = PodName { namespace: row.namespace.clone(), name: row.name.clone() };
+    let told = live.source.told(&name).filter(|told| successor::is_same(told, record));
+    let Some(told) = told.filter(|told| told.status().is_none_or(|status| !status.over)) else {
+        return;
+    };
+    if places.open(record).is_ok() {
+        return;
+    }
+    let found = survey().map(|survey| successor::find(&told, record, survey, &known.hosts));
+    let Some(Ok(Some(Place { netns, .. }))) = found else { return };
+    let is_bare = within(&netns, || known.backend(record).is_bare());
+    if matches!(is_bare, Ok(Ok(true))) {
+        EXPOSED.clone_into(&mut row.standing);
+    }
+    let why = row.reason.take().unwrap_or_default();
+    row.reason = Some(format!("it runs in {} now, which was not captured; {why}", netns.id()));
 }
 
 /// What the machine says counts where it is worse than what is seen in the kernel.

@@ -9,7 +9,7 @@ use crate::operator::answer::{Layer, State};
 use crate::operator::kernel::{self, Places, Planned, Ports, RulesAlone, id_of};
 use crate::operator::known::Known;
 use crate::operator::pods::{UNKNOWN_SETTINGS, mode};
-use crate::place;
+use crate::place::{self, Survey, successor};
 use crate::record::Record;
 use crate::source::Pods as Source;
 use crate::source::follow::Told;
@@ -187,7 +187,7 @@ impl Walk<'_> {
         });
         let opened = opened.map_err(|why| match self.elsewhere(record, &addresses) {
             Some(found) => {
-                format!("{why}; the pod's address is in {found} now, which was not captured")
+                format!("{why}; {found} now, which was not captured")
             }
             None => why,
         });
@@ -203,12 +203,19 @@ impl Walk<'_> {
 
     /// Where the pod is instead.
     fn elsewhere(&self, record: &Record, addresses: &[IpAddr]) -> Option<String> {
-        let uids = self.told.as_ref().map(Told::uids);
-        let uids = uids.unwrap_or_else(|| record.pod.uid.iter().cloned().collect());
-        let wanted =
-            place::Wanted { uids: &uids, addresses, recorded: &[], hosts: self.known.hosts.all() };
-        let found = place::find(&place::root(), &wanted).ok()?.netns.id();
-        (found != id_of(record)).then(|| found.to_string())
+        let hosts = &self.known.hosts;
+        let survey = Survey::take(&place::root(), hosts.all()).ok()?;
+        let told = self.told.as_ref();
+        let own = told.and_then(|told| successor::find(told, record, &survey, hosts).ok()?);
+        let what = if own.is_some() { "the pod runs in" } else { "the pod's address is in" };
+        let found = own.or_else(|| {
+            let uids = told.map(Told::uids);
+            let uids = uids.unwrap_or_else(|| record.pod.uid.iter().cloned().collect());
+            let hosts = hosts.all();
+            survey.find(&place::Wanted { uids: &uids, addresses, recorded: &[], hosts }).ok()
+        });
+        let found = found?.netns.id();
+        (found != id_of(record)).then(|| format!("{what} {found}"))
     }
 
     /// Rules and routing; true when both hold.
