@@ -252,6 +252,15 @@ impl Roster {
         }
     }
 
+    /// The pod as it was told of last, where that is newer than what was written last.
+    pub(super) fn overtaken(&mut self, uid: &PodUid) -> Option<PodState> {
+        let Known { told, written, .. } = self.pods.get(uid)?;
+        let (seen, version) = (subject::annotation(told.facts()), told.status()?.version);
+        let (_, is_newer) = written.as_ref()?.judge(seen, Some(version));
+        let told = told.clone();
+        if is_newer { self.tell(told).state } else { None }
+    }
+
     /// Nothing of it is left in the kernel: its records go, too. Comes back with them.
     pub(super) fn forget(&mut self, uid: &PodUid) -> BTreeSet<SandboxId> {
         self.addresses.remove(uid);

@@ -61,6 +61,7 @@ impl Failure {
             "status" => Fault::Status(u16::try_from(self.value)?),
             "too_many" => Fault::TooMany(self.value),
             "slow" => Fault::Slow(Duration::from_millis(self.value)),
+            "late" => Fault::Late(Duration::from_millis(self.value)),
             "hang" => Fault::Hang,
             "close" => Fault::Close,
             "cut" => Fault::Cut(usize::try_from(self.value)?),

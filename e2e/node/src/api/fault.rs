@@ -14,6 +14,8 @@ pub enum Fault {
     TooMany(u64),
     /// Takes its time, then answers.
     Slow(Duration),
+    /// Does what is asked, and takes its time to say so.
+    Late(Duration),
     /// Never answers.
     Hang,
     /// Closes the connection instead of answering.
@@ -42,6 +44,7 @@ impl fmt::Debug for Fault {
             Self::Status(status) => write!(f, "Status({status})"),
             Self::TooMany(seconds) => write!(f, "TooMany({seconds})"),
             Self::Slow(time) => write!(f, "Slow({time:?})"),
+            Self::Late(time) => write!(f, "Late({time:?})"),
             Self::Hang => f.write_str("Hang"),
             Self::Close => f.write_str("Close"),
             Self::Cut(bytes) => write!(f, "Cut({bytes})"),

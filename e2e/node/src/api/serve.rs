@@ -65,10 +65,11 @@ fn exchange(stream: &mut TcpStream, request: &Request, shared: &Shared) -> std::
         return send(stream, &reply, None);
     }
     let mut lie = None;
-    let mut cut = None;
+    let (mut cut, mut late) = (None, None);
     if let Some(fault) = befalling(shared, &route) {
         match fault {
             Fault::Slow(time) => pause(shared, Some(time)),
+            Fault::Late(time) => late = Some(time),
             Fault::Hang => {
                 pause(shared, None);
                 return Err(std::io::ErrorKind::ConnectionAborted.into());
@@ -106,6 +107,9 @@ fn exchange(stream: &mut TcpStream, request: &Request, shared: &Shared) -> std::
         };
     }
     let reply = reply(shared, &route, request, &change);
+    if late.is_some() {
+        pause(shared, late);
+    }
     told(shared, number, reply.status);
     send(stream, &reply, cut)
 }

@@ -5,12 +5,14 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod change;
+mod course;
 mod crowd;
 mod drift;
 mod enrol;
 mod live;
 mod loud;
 mod moved;
+mod options;
 mod probe;
 mod restart;
 mod stage;

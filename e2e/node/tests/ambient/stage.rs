@@ -33,7 +33,7 @@ pub(crate) struct Stage {
     pub(crate) server: Option<Server>,
     pub(crate) backend: &'static str,
     /// How the agent looks after captured pods.
-    audit: &'static [&'static str],
+    pub(crate) audit: &'static [&'static str],
     next: AtomicU32,
 }
 

@@ -317,6 +317,10 @@ impl Driver {
             }
             self.feed(event);
             if let Some((uid, _)) = annotating {
+                // Somebody's write may have been told of before the answer to ours came.
+                if let Some(state) = self.roster.overtaken(&uid) {
+                    self.feed(Event::Pod(state));
+                }
                 self.say(&uid, None);
             }
             if let (true, Key::Netns(netns)) = (is_written, key) {
