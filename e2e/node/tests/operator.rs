@@ -8,6 +8,7 @@
 mod stage;
 
 use e2e_node::agent::sidecar_pod;
+use e2e_node::api::{Fault, Rule};
 use e2e_node::cluster::NAMESPACE;
 use e2e_node::lab::Namespace;
 use e2e_node::process::{Identity, Output, Program};
@@ -247,6 +248,44 @@ fn sidecar_pods_are_walked_too() {
     let unknown = sluice(&stage, &["verify", "nobody"]);
     assert!(!unknown.status.success() && unknown.stdout.is_empty(), "{unknown}");
     assert!(unknown.stderr.contains("pod nobody is not known on this node"), "{unknown}");
+}
+
+/// Layers that the agent does not have in its hands, or only with others.
+#[test]
+fn what_others_break_is_named() {
+    let stage = Stage::with_api("walk-others", "nftables");
+    stage.label(Some("ambient"));
+    let _ztunnel = stage.ztunnel("zt");
+    let pod = stage.start(stage.probed("a")).unwrap();
+    is_well(&stage, "a");
+
+    // Rules of somebody before ours, which are as they must be.
+    let drop = "add table inet others\nflush table inet others\nadd chain inet others first \
+                { type filter hook output priority -350; }\n\
+                add rule inet others first tcp dport != 22 drop\n";
+    let others = |script: &str| pod.pod.sandbox.load(&["nft", "-f", "-"], script).unwrap();
+    let answer = is_named(&stage, "a", "canary", || {
+        others(drop);
+    });
+    assert!(layers(&answer, "ok").contains(&"rules"), "{answer:#}");
+    others("delete table inet others\n");
+    is_well(&stage, "a");
+
+    let host = &stage.cluster.node.host;
+    is_named(&stage, "a", "probes", || {
+        // It may be on its way back.
+        host.load(&["nft", "delete", "table", "inet", "sluice-probe"], "").ok();
+    });
+    is_well(&stage, "a");
+
+    let server = stage.server.as_ref().unwrap();
+    server.fail(Rule::from(Fault::Status(500)).on("patch"));
+    let mut now = stage.seen(&pod);
+    now["metadata"]["annotations"] = Value::Null;
+    stage.publish(&now);
+    is_named(&stage, "a", "annotation", || ());
+    server.heal();
+    is_well(&stage, "a");
 }
 
 #[test]
