@@ -165,6 +165,11 @@ fn dual_stack(backend: &str, mode: &str) {
 
 /// ADD of our plugin alone, with what `bridge` said before.
 fn again(cluster: &Cluster, pod: &Pod) -> anyhow::Result<()> {
+    again_at(cluster, pod, &pod.attachment)
+}
+
+/// The same for the sandbox that a runtime takes for the pod's.
+fn again_at(cluster: &Cluster, pod: &Pod, at: &Attachment) -> anyhow::Result<()> {
     let ours = Conflist { plugins: vec![cluster.list.plugins[1].clone()], ..cluster.list.clone() };
     let mut config = serde_json::Map::from_iter(ours.plugins[0].config.clone());
     let previous: Value = serde_json::from_str(pod.added.as_ref().unwrap().last())?;
@@ -174,8 +179,29 @@ fn again(cluster: &Cluster, pod: &Pod) -> anyhow::Result<()> {
         plugins: vec![e2e_node::runtime::Entry { kind: "istio-cni".to_owned(), config }],
         ..ours
     };
-    cluster.runtime().add(&ours, &pod.attachment)?;
+    cluster.runtime().add(&ours, at)?;
     Ok(())
+}
+
+/// A runtime that mixes two sandboxes up would have one pod's traffic go out under the
+/// other's settings.
+#[test]
+fn another_pods_namespace_is_refused() {
+    let cluster = Cluster::create("mixed-up", "nftables", &Network::default()).unwrap();
+    let run = |name| cluster.run_pod(&sidecar_pod(NAMESPACE, name, &json!({}), &[])).unwrap();
+    let (one, other) = (run("one"), run("other"));
+    let rules = || one.sandbox.load(&["nft", "list", "ruleset"], "").unwrap();
+    let before = rules();
+    let mixed = Attachment { netns: one.attachment.netns.clone(), ..other.attachment.clone() };
+    let error = again_at(&cluster, &other, &mixed).unwrap_err();
+    let error = cni_error(&error).unwrap();
+    assert_eq!(error.code, 105, "{error}");
+    for pod in [&one, &other] {
+        let address = pod.address(false).unwrap().to_string();
+        assert!(error.msg.contains(&address), "{address}: {error}");
+    }
+    assert_eq!(rules(), before);
+    again(&cluster, &other).unwrap();
 }
 
 /// A cluster in which what is taken away stays away.

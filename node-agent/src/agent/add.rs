@@ -1,7 +1,8 @@
 //! ADD: decide, program, prove, record, answer.
 
 use super::hints::Known;
-use super::{Agent, answer, in_time, sandbox};
+use super::target::holds;
+use super::{Agent, answer, in_time, misplaced, named, sandbox};
 use crate::backend::{Programmed, rules_hash};
 use crate::failure::{Failure, causes};
 use crate::record::{self, Facts, PodKey, Record, SandboxId};
@@ -101,8 +102,8 @@ impl Agent {
             tracing::warn!(ns = pod.namespace, pod = pod.name, reason = warning, "setting ignored");
         }
         let host = self.hosts.own();
-        let (done, inside) =
-            within_pod(netns, host, || self.program(pod, deadline)).map_err(|error| {
+        let (done, inside) = within_pod(netns, host, || self.program(request, pod, deadline))
+            .map_err(|error| {
                 Failure::new(code::INVALID_NETNS, causes(&error), "the runtime makes a new sandbox")
             })??;
         // Half of what is left is for a node that has to look for the pod; the rest for
@@ -134,7 +135,12 @@ impl Agent {
     }
 
     /// In the pod's namespace: plan, rules, and the proof of what leaves it.
-    fn program(&self, pod: &Pod, deadline: Instant) -> Result<(Done, Inside), Failure> {
+    fn program(
+        &self,
+        request: &PodRequest,
+        pod: &Pod,
+        deadline: Instant,
+    ) -> Result<(Done, Inside), Failure> {
         let rules = |what: String| {
             let next = "nothing was started; look in the agent's log, and whether the node's kernel has nf_tables or ip_tables";
             Failure::new(code::RULES_NOT_PROGRAMMED, what, next)
@@ -142,6 +148,7 @@ impl Agent {
         // The runtime may bring lo up only after this chain, and the proof goes by it.
         let addresses =
             sys::routing::prepare(LOOPBACK_WAIT).map_err(|error| rules(causes(&error)))?;
+        holds(&named(request), &addresses).map_err(|why| misplaced(&request.netns, &why))?;
         let addresses = super::without_validation(addresses);
         let plan = plan(pod, &self.config, &addresses).map_err(|error| refused(pod, &error))?;
         let place = match self.backend.kind() {

@@ -1,6 +1,7 @@
 //! Requests about ambient pods: given to [`crate::ambient`], which does the work.
 
-use super::{Agent, answer};
+use super::target::holds;
+use super::{Agent, answer, misplaced, named};
 use crate::ambient::{AddError, NOT_PROVED, Named, Sandbox};
 use crate::failure::{Failure, causes};
 use crate::record::{Record, SandboxId};
@@ -24,6 +25,12 @@ impl Agent {
         let Some(ambient) = self.ambient.get() else {
             return Err(failure(pod, &AddError::Silent));
         };
+        let addresses = named(request);
+        let held = within_pod(&netns, self.hosts.own(), sys::routing::addresses);
+        // A namespace that cannot be asked cannot be programmed either, which says why.
+        if let Ok(Ok(held)) = held {
+            holds(&addresses, &held).map_err(|why| misplaced(&request.netns, &why))?;
+        }
         let sluice = request.sluice.clone().unwrap_or_default();
         // A stock plugin names no sandbox: one a namespace.
         let id = if sluice.container_id.is_empty() {
@@ -31,13 +38,12 @@ impl Agent {
         } else {
             sluice.container_id
         };
-        let given = request.ips.iter().flatten();
         let sandbox = Sandbox {
             id: id.clone(),
             interface: sluice.if_name,
             path: request.netns.clone(),
             netns,
-            addresses: given.filter_map(|ip| ip.address.addr()).collect(),
+            addresses,
         };
         match ambient.add(pod, sandbox, deadline) {
             Ok(()) => {
@@ -48,6 +54,21 @@ impl Agent {
             }
             Err(AddError::Ztunnel) => Ok(answer(Decision::Skip, "the pod is a ztunnel")),
             Err(error) => Err(failure(pod, &error)),
+        }
+    }
+
+    /// The last that it does where the mesh was removed from the node: nothing would take
+    /// the host's rules out later. Pods that were not un-enrolled stay captured. Blocks.
+    pub(super) fn leave_host(&self) {
+        let Some(ambient) = self.ambient.get() else { return };
+        match ambient.leave_host() {
+            Ok(()) => tracing::info!(
+                "the mesh was removed from this node: removed the host's rules for kubelet's probes"
+            ),
+            Err(reason) => tracing::error!(
+                reason,
+                "the mesh was removed from this node, but the host's rules for kubelet's probes are not wholly removed"
+            ),
         }
     }
 

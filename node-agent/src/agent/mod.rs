@@ -181,8 +181,7 @@ impl Agent {
                     .to_owned(),
             )),
             None => {
-                let ips = request.ips.iter().flatten();
-                let addresses: Vec<IpAddr> = ips.filter_map(|ip| ip.address.addr()).collect();
+                let addresses = named(request);
                 let said = Said { path, addresses: &addresses, process: along.process };
                 target::of_said(&said).map_err(|tried| {
                     invalid(format!("network namespace {path:?} is not to be found: {tried}"))
@@ -258,6 +257,20 @@ impl Agent {
         })
         .collect()
     }
+}
+
+/// Addresses that the plugins before have given the pod.
+fn named(request: &PodRequest) -> Vec<IpAddr> {
+    request.ips.iter().flatten().filter_map(|ip| ip.address.addr()).collect()
+}
+
+/// A namespace that has none of the addresses that were given to the pod.
+fn misplaced(path: &str, why: &str) -> Failure {
+    Failure::new(
+        code::INVALID_NETNS,
+        format!("network namespace {path:?} is not the pod's: {why}"),
+        "the runtime must pass the sandbox's own network namespace in CNI_NETNS",
+    )
 }
 
 /// The sandbox that a request is about; `None` when it is Istio's plugin that asks,

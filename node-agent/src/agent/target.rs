@@ -88,6 +88,24 @@ fn in_root(root: &Path, path: &Path) -> Result<Netns, String> {
     Netns::from_fd(fd).map_err(|error| causes(&error))
 }
 
+/// Why a namespace with these addresses cannot be the pod's whom the plugins before have
+/// given others: rules there would give somebody else's traffic this pod's identity.
+/// Nothing where none are named.
+///
+/// # Errors
+/// When it has none of those that are named.
+pub(super) fn holds(named: &[IpAddr], held: &[IpAddr]) -> Result<(), String> {
+    if named.is_empty() || named.iter().any(|ip| held.contains(&ip.to_canonical())) {
+        return Ok(());
+    }
+    let list = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+    let has = if held.is_empty() { "none".to_owned() } else { list(held) };
+    Err(format!(
+        "the plugins before us have given the pod {}, and the namespace has {has}",
+        list(named)
+    ))
+}
+
 fn has_one_of(netns: &Netns, addresses: &[IpAddr]) -> bool {
     let held = within(netns, sys::routing::addresses);
     held.is_ok_and(|held| {
@@ -208,6 +226,18 @@ mod tests {
         fn drop(&mut self) {
             nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).ok();
         }
+    }
+
+    #[test]
+    fn a_pods_namespace_has_one_of_its_addresses() {
+        let (a, b) = (IpAddr::from([10, 0, 0, 5]), IpAddr::from([10, 0, 0, 6]));
+        assert_eq!(holds(&[], &[a]), Ok(()), "a stock plugin may name none");
+        assert_eq!(holds(&[a, b], &[b]), Ok(()));
+        let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 5]);
+        assert_eq!(holds(&[mapped], &[a]), Ok(()));
+        let error = holds(&[a], &[b]).unwrap_err();
+        assert!(error.contains("10.0.0.5") && error.contains("has 10.0.0.6"), "{error}");
+        assert!(holds(&[a], &[]).unwrap_err().contains("has none"));
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! ADD of ambient pods: captured, or not started.
 
 use crate::stage::{Stage, records};
+use e2e_node::cluster::NAMESPACE;
 use e2e_node::runtime::cni_error;
 use e2e_node::ztunnel::{Direction, Faults, Via, identity};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 fn talk(backend: &'static str) {
     let stage = Stage::with_manifests(&format!("talk-{backend}"), backend);
@@ -54,6 +58,41 @@ fn pods_talk_through_ztunnel_by_nftables() {
 #[test]
 fn pods_talk_through_ztunnel_by_iptables() {
     talk("iptables");
+}
+
+/// A runtime that mixes two sandboxes up would give one pod's traffic the other's
+/// identity.
+#[test]
+fn another_pods_namespace_is_refused() {
+    let stage = Stage::with_manifests("mixed-up", "nftables");
+    let ztunnel = stage.ztunnel("zt");
+    let a = stage.start(stage.manifest("a")).unwrap();
+    let _server = stage.serve(&a);
+    let manifest = stage.manifest("b");
+    stage.publish(&manifest);
+    // With Istio's plugin the namespace comes by its path.
+    let request = json!({
+        "Netns": a.pod.sandbox.path(),
+        "PodName": "b",
+        "PodNamespace": NAMESPACE,
+        "IPs": [{"Address": {"IP": "10.9.9.9", "Mask": "/////w=="}}],
+    });
+    let socket = stage.cluster.directories.run.join("pluginevent.sock");
+    let body = request.to_string();
+    let head = format!(
+        "POST /cmdadd HTTP/1.1\r\nHost: agent\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let is_refused = answer.contains("10.9.9.9") && answer.contains("not the pod's");
+    assert!(is_refused && !answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let status = ztunnel.status().unwrap();
+    assert_eq!(status.workloads.keys().collect::<Vec<_>>(), [a.uid()]);
+    assert!(status.workloads[a.uid()].up, "{status:#?}");
 }
 
 /// Never started, and told why. The agent has a tenth of a second less than the plugin,
