@@ -8,7 +8,7 @@ use nix::sys::socket::{
     self as sock, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const TIMEOUT_SECONDS: u64 = 5;
 /// A listing that changes while it is made is made again, this often at most.
@@ -279,6 +279,12 @@ impl Buffer {
         });
         *bytes = copy.into();
         bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

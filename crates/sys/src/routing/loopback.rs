@@ -1,6 +1,6 @@
 //! The interface `lo`: that it is up, and addresses on it.
 
-use super::address::{list, malformed};
+use super::address::list;
 use super::{LOOPBACK, NLM_F_CREATE, NLM_F_EXCL, address_family, address_name, write};
 use crate::backend::BackendError;
 use crate::netlink::{NetlinkError, Protocol, Socket};
@@ -8,6 +8,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use nix::errno::Errno;
 use redirect::net::Cidr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 /// Brings `lo` up. True when it was down.
@@ -22,12 +23,23 @@ fn header() -> LinkHeader {
     LinkHeader { index: LOOPBACK, ..LinkHeader::default() }
 }
 
-pub(super) fn is_up(socket: &mut Socket) -> Result<bool, NetlinkError> {
-    const OBJECT: &str = "get link lo";
-    let replies = socket.get(OBJECT, libc::RTM_GETLINK, |b| write(b, &header()))?;
-    let (_, body) = replies.iter().next().ok_or_else(|| malformed(OBJECT))?;
-    let found = LinkHeader::parse(body).map_err(|_| malformed(OBJECT))?;
-    Ok(found.flags.contains(LinkFlags::Up))
+/// Asked by the old requests, which take no lock: RTM_GETLINK waits for whoever changes
+/// a link anywhere on the node, for milliseconds where another pod's namespace ends.
+pub(super) fn is_up(socket: &Socket) -> Result<bool, NetlinkError> {
+    let refused =
+        |source| NetlinkError::Refused { object: "get link lo".to_owned(), detail: None, source };
+    // SAFETY: a structure of numbers, for which zeroes are values.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_ifindex = LOOPBACK as libc::c_int;
+    for what in [libc::SIOCGIFNAME, libc::SIOCGIFFLAGS] {
+        let fd = socket.as_fd().as_raw_fd();
+        // SAFETY: both read and write the `ifreq` that is borrowed for the call, the second
+        // by the name that the first has put there; the descriptor is open.
+        Errno::result(unsafe { libc::ioctl(fd, what, &raw mut request) }).map_err(refused)?;
+    }
+    // SAFETY: the kernel has just written this part of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(flags) & libc::IFF_UP != 0)
 }
 
 pub(super) fn up(socket: &mut Socket) -> Result<bool, NetlinkError> {

@@ -102,7 +102,7 @@ pub fn missing(want: &Routing) -> Result<Vec<String>, BackendError> {
         return Ok(lines);
     }
     let mut socket = Socket::open(Protocol::Route)?;
-    if !loopback::is_up(&mut socket)? {
+    if !loopback::is_up(&socket)? {
         lines.push("link lo up".to_owned());
     }
     for cidr in &want.loopback {
