@@ -267,11 +267,12 @@ impl<'a> Command<'a> {
         }
         #[expect(clippy::disallowed_methods, reason = "the one place that starts a program")]
         let mut command = std::process::Command::new(&self.program);
+        // No directory of its own: std knows no posix_spawn with one in a static binary,
+        // and a fork copies the page tables of an agent that serves 32 pods meanwhile.
         command
             .args(&self.args)
             .env_clear()
             .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
