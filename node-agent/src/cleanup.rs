@@ -1,6 +1,7 @@
 //! `sluice cleanup`: takes the plugin out of a node, by order only. Nothing else ever
 //! does. The rules of pods that run stay, and so does the plugin's binary: sandboxes
-//! that were made with it are taken down with it.
+//! that were made with it are taken down with it. The host's rules for kubelet's probes
+//! go with the agent that keeps them, or here where there is none (reference 6.8).
 
 use crate::config::CleanupArgs;
 use crate::failure::causes;
@@ -8,11 +9,17 @@ use crate::install::{self, BinaryFate, Hold, REMOVED, Settings};
 use crate::log::{Format, Setup, Target};
 use crate::source::kubernetes::client::{Api, Verb};
 use crate::source::kubernetes::connect;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
 use serde::Deserialize;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
+use sys::hostprobe::{HostError, upstream};
+use sys::iptables::Iptables;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
+use wire::request::SOCKET_NAME;
 
 /// How often it is looked whether an agent began to install again.
 const HOLD: Duration = Duration::from_millis(200);
@@ -39,6 +46,7 @@ pub(crate) fn cleanup(args: &CleanupArgs) -> Result<()> {
     // Before the mark: an agent that sees that one is to see this too.
     let held = args.hold.then(|| Hold::take(&settings.run_dir)).transpose()?;
     take_out(&settings)?;
+    take_out_of_host(&settings)?;
     if let Some(cache) = &args.cni_cache_dir {
         match install::remove_binary(&settings, cache)? {
             BinaryFate::Absent => {}
@@ -65,6 +73,32 @@ fn take_out(settings: &Settings) -> Result<()> {
     }
     tracing::info!(net_dir = %settings.net_dir.display(), "istio-cni is not in the CNI configuration of this node");
     Ok(())
+}
+
+/// The host's rules for kubelet's probes. An agent that runs keeps them for its pods,
+/// and takes them out when it ends.
+fn take_out_of_host(settings: &Settings) -> Result<()> {
+    if UnixStream::connect(settings.run_dir.join(SOCKET_NAME)).is_ok() {
+        tracing::info!("the host's rules for kubelet's probes go when the agent ends");
+        return Ok(());
+    }
+    let needed = match upstream::needs_tools() {
+        Err(HostError::Netlink(error)) if error.errno() == Some(Errno::EPERM) => {
+            tracing::warn!(
+                "no NET_ADMIN: the host's rules for kubelet's probes stay if an agent with ambient mode was killed here; run `sluice cleanup` as root in the host's network namespace"
+            );
+            return Ok(());
+        }
+        needed => needed?,
+    };
+    let tools = needed.then(Iptables::detect).transpose()?.map(Arc::new);
+    sys::hostprobe::remove(tools.as_ref()).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(|error| causes(error)).collect();
+        anyhow!(
+            "the host's rules for kubelet's probes are not wholly removed: {}",
+            errors.join("; ")
+        )
+    })
 }
 
 /// An agent that is started leaves a node alone that is held; one of an earlier version

@@ -205,6 +205,14 @@ impl Ambient {
         self.probes.status()
     }
 
+    /// Takes the host's rules out, for good; returns when that is done. Blocks.
+    ///
+    /// # Errors
+    /// When something stays; the text is one line.
+    pub(crate) fn leave_host(&self) -> Result<(), String> {
+        self.probes.remove(&self.node.backend)
+    }
+
     /// The runtime made a sandbox for a pod of this uid, which is not captured: should
     /// that change, it need not be looked for.
     pub(crate) fn passed(&self, uid: &str, sandbox: Named) {

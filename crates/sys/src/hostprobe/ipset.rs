@@ -8,6 +8,10 @@ use redirect::host::Target;
 use redirect::net::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// How long a set may be busy that no rule asks any more.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// Numbers below are the kernel's; 6 is the protocol since 2.6.39, which every
 /// later kernel takes.
@@ -152,12 +156,20 @@ pub(super) fn change(
     Ok(())
 }
 
-/// Destroys a set; fine when there is none.
+/// Destroys a set; fine when there is none. The kernel frees rules of nf_tables a moment
+/// after they are gone (a worker, after a grace period), and a set that one of them asked
+/// is busy until then.
 pub(super) fn destroy(set: &str) -> Result<(), HostError> {
     let mut socket = Socket::open(Protocol::Netfilter)?;
     let object = || format!("destroy ipset {set}");
-    match socket.request(object, DESTROY, 0, |b| head(b, 0, set)) {
-        Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(()),
-        other => Ok(other?),
+    let end = Instant::now() + BUSY;
+    loop {
+        match socket.request(object, DESTROY, 0, |b| head(b, 0, set)) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(()),
+            Err(error) if error.errno() == Some(Errno::EBUSY) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return Ok(other?),
+        }
     }
 }

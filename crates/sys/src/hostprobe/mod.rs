@@ -51,6 +51,20 @@ pub struct Observed {
     pub packets: Option<u64>,
 }
 
+/// Removes all of ours from the calling thread's namespace: both dialects, and policy
+/// rules of branch interfaces. `tools` where [`upstream::needs_tools`]. Fine when nothing
+/// is there.
+///
+/// # Errors
+/// All that went wrong.
+pub fn remove(tools: Option<&Arc<Iptables>>) -> Result<(), Vec<HostError>> {
+    let tools = tools.map(|tools| Programmer::Iptables(Arc::clone(tools)));
+    let dialects = std::iter::once(Programmer::Nftables).chain(tools);
+    let mut errors: Vec<_> = dialects.filter_map(|each| each.remove().err()).flatten().collect();
+    errors.extend(branch::reconcile(&BTreeSet::new()).err());
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
 /// Looks at and writes the host's rules, in the calling thread's namespace.
 #[derive(Debug, Clone)]
 pub enum Programmer {

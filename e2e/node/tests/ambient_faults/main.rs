@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+mod cleaned;
 mod dialects;
 mod exempt;
 mod flush;

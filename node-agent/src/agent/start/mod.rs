@@ -136,6 +136,7 @@ async fn serve(
         let health = Arc::clone(&health);
         tokio::spawn(port.run(move |path| health.page(path)));
     }
+    let removed = run_dir.join(crate::install::REMOVED);
     let server = Server::bind(&run_dir, &[wire::passed::RECORDS])?;
     let log_socket = LogSocket::bind(&run_dir)?;
     let records = Arc::new(Records::open(&run_dir)?);
@@ -173,7 +174,7 @@ async fn serve(
         stop.await;
         ending.stop();
     };
-    let serving = tokio::spawn(server.run(agent, observer, stop));
+    let serving = tokio::spawn(server.run(Arc::clone(&agent), observer, stop));
     // Last: the plugin must find someone to ask.
     let installation = match (installation, installed) {
         (Some((settings, entry)), Some(ready)) => {
@@ -189,6 +190,9 @@ async fn serve(
         socket.abort();
         // Its socket's file goes when the task has.
         let _ = socket.await;
+    }
+    if removed.exists() {
+        tokio::task::spawn_blocking(move || agent.leave_host()).await?;
     }
     served
 }

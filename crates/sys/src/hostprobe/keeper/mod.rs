@@ -240,14 +240,12 @@ impl Keeper {
         self.end();
     }
 
-    /// Stops and removes everything of ours.
+    /// Stops and removes everything of ours; what it is asked for afterwards fails.
     ///
     /// # Errors
     /// When something could not be removed.
-    pub fn remove(mut self) -> Result<(), HostError> {
-        let removed = self.ask(|reply| Command::Stop { remove: true, reply });
-        self.end();
-        removed
+    pub fn remove(&self) -> Result<(), HostError> {
+        self.ask(|reply| Command::Stop { remove: true, reply })
     }
 
     fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, HostError> {
