@@ -286,6 +286,14 @@ fn what_others_break_is_named() {
     is_named(&stage, "a", "annotation", || ());
     server.heal();
     is_well(&stage, "a");
+
+    let mut now = stage.seen(&pod);
+    now["status"]["phase"] = json!("Succeeded");
+    stage.publish(&now);
+    stage.eventually("it has ended", |stage| {
+        let (answer, success) = verify(stage, "a");
+        success && answer["verdict"] == "outside" && answer.to_string().contains("has ended")
+    });
 }
 
 #[test]

@@ -130,7 +130,9 @@ impl Walk<'_> {
                 return Some("the node was drained".to_owned());
             }
             Ok(Decision::Ambient) if !wanted && self.record.is_none() => {
-                let why = "left alone: the pod is a ztunnel".to_owned();
+                let over = told.status().is_some_and(|status| status.over);
+                let why = if over { "the pod has ended" } else { "the pod is a ztunnel" };
+                let why = format!("left alone: {why}");
                 self.say("decision", State::Ok, why.clone());
                 return Some(why);
             }
