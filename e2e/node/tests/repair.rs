@@ -252,9 +252,14 @@ fn a_record_of_a_former_sandbox_hides_nothing() {
     std::fs::write(records.join("former.json"), record.to_string()).unwrap();
     assert!(!stage.is_captured(&pod.pod));
     stage.start_agent("--repair-repair-pods");
-    let sample = "sluice_early_pods_total{result=\"success\"}";
-    stage.eventually("it is found", |stage| stage.metric(sample) == 1);
+    // By the audit, should that be first.
+    let early = "sluice_early_pods_total{result=\"success\"}";
+    let audited = "sluice_drift_repaired_total{reason=\"namespace\"}";
+    stage.eventually("it is found", |stage| stage.metric(early) + stage.metric(audited) >= 1);
     assert!(stage.is_captured(&pod.pod));
+    // What took its place is looked after, and nothing is left of the former.
+    stage.eventually("the former record is dropped", |_| !records.join("former.json").exists());
+    stage.eventually("one is left", |_| std::fs::read_dir(&records).unwrap().count() == 1);
 }
 
 #[test]

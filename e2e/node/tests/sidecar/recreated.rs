@@ -119,6 +119,31 @@ fn found_by_the_audit_with_iptables() {
     recreated("iptables");
 }
 
+/// Until the audit comes, those who ask are told.
+#[test]
+fn what_is_said_of_it_meanwhile() {
+    // The only look is at the start.
+    let stage = Stage::with_audit("anew-told", "nftables", &["--audit-seconds=3600"]);
+    let manifest = manifest("s");
+    let uid = uid(&manifest);
+    let pod = attached(&stage, &manifest);
+    Process::start(&pod, uid).end();
+    let addresses = pod.addresses.clone();
+    drop(pod);
+    let gone = row(&stage, uid);
+    assert_eq!(gone["standing"], "unverified", "{gone:#}");
+    let pod = unasked(&stage, &manifest, &addresses);
+    let _process = Process::start(&pod, uid);
+    let now = format!("net:[{}] now, which was not captured", pod.sandbox.netns().id().ino);
+    let row = row(&stage, uid);
+    assert_eq!(row["standing"], "exposed", "{row:#}");
+    assert!(row["reason"].as_str().unwrap().contains(&now), "{row:#}");
+    let output = sluice(&stage, &["verify", "s", "--output", "json"]);
+    let answer: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|_| panic!("{output}"));
+    assert!(!output.status.success() && answer["broken"] == "namespace", "{answer:#}");
+    assert!(answer.to_string().contains(&format!("the pod runs in {now}")), "{answer:#}");
+}
+
 /// The agent is not there when it happens, and nothing of it knows the old namespace.
 #[test]
 fn while_the_agent_is_dead() {
