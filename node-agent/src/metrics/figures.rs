@@ -47,6 +47,10 @@ impl Told {
     }
 }
 
+/// What can be repaired: a pod's rules, the host's, and what a pod lost that runs in
+/// another namespace.
+const REPAIRS: [&str; 3] = ["rules", "host-rules", "namespace"];
+
 /// Why a pod's namespace was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Why {
@@ -180,9 +184,11 @@ impl Figures {
         self.lock().looks.get(&why).copied().unwrap_or_default()
     }
 
-    /// Repairs by what was repaired.
+    /// Repairs by what was repaired; what never was, too.
     pub(super) fn repairs(&self) -> BTreeMap<&'static str, u64> {
-        self.lock().repaired.clone()
+        let mut counts: BTreeMap<_, u64> = REPAIRS.into_iter().map(|reason| (reason, 0)).collect();
+        counts.extend(&self.lock().repaired);
+        counts
     }
 
     /// How long steps took.

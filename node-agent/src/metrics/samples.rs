@@ -49,12 +49,12 @@ impl Samples {
     }
 
     fn capture(&self, encoder: &mut DescriptorEncoder<'_>) -> Result {
-        let help = "Ambient pods that are not known to be captured by why not";
+        let help = "Pods of the mesh that are not known to be captured by why not";
         let mut metric = gauge(encoder, "sluice_unverified_pods", help)?;
         for (cause, count) in self.0.unverified() {
             ConstGauge::new(count).encode(metric.encode_family(&[("reason", cause.code())])?)?;
         }
-        let help = "Time for which an ambient pod's traffic could pass the mesh by, by why";
+        let help = "Time for which a pod's traffic could pass the mesh by, by why";
         let mut metric = counter(encoder, "sluice_bypass_seconds", help)?;
         for (cause, time) in self.0.exposed() {
             ConstCounter::new(time).encode(metric.encode_family(&[("reason", cause.code())])?)?;
@@ -124,6 +124,8 @@ mod tests {
             "sluice_unverified_pods{reason=\"not-accepted\"} 1",
             "sluice_unverified_pods{reason=\"drifted\"} 0",
             "sluice_drift_repaired_total{reason=\"rules\"} 1",
+            "sluice_drift_repaired_total{reason=\"host-rules\"} 0",
+            "sluice_drift_repaired_total{reason=\"namespace\"} 0",
             "sluice_audit_looks_total{reason=\"heard\"} 2",
             "sluice_audit_looks_total{reason=\"period\"} 0",
             "sluice_ambient_stage_seconds_count{stage=\"rules\"} 1",
