@@ -9,12 +9,13 @@ use e2e_node::agent::{self, Directories, NODE_NAME, namespace};
 use e2e_node::api::Server;
 use e2e_node::flow::{Flow, come_on, finish};
 use e2e_node::lab::{Namespace, Scratch};
+use e2e_node::page::Page;
 use e2e_node::process::Running;
 use e2e_node::programs::Programs;
 use e2e_node::ztunnel::{Config, Faults, Status, Ztunnel};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +31,8 @@ const HELD: usize = 250;
 const CONNECTIONS: usize = 1000;
 /// ADDs that a runtime has under way at a time.
 const RUNTIME: usize = 32;
+/// Processes that a node has besides those of its pods.
+const OTHERS: usize = 1000;
 /// How long the audit is watched, with one look a second.
 const WATCHED: Duration = Duration::from_secs(20);
 /// What one pod's answer is late by.
@@ -283,27 +286,13 @@ impl Stage {
 
     /// Seconds and number of each step so far, by the agent's metrics.
     fn stages(&self) -> Result<Vec<(String, (f64, f64))>> {
-        let page = self.metrics()?;
+        let page = Page::get(self.node.netns(), METRICS, "/metrics")?;
         let value = |kind: &str, stage: &str| {
-            let sample = format!("sluice_ambient_stage_seconds_{kind}{{stage=\"{stage}\"}} ");
-            let text = page.lines().find_map(|line| line.strip_prefix(&sample));
-            text.and_then(|text| text.trim().parse::<f64>().ok()).unwrap_or_default()
+            let name = format!("sluice_ambient_stage_seconds_{kind}{{stage=\"{stage}\"}}");
+            page.sample::<f64>(&name).unwrap_or_default()
         };
         let stages = ["namespace", "rules", "ztunnel", "probes", "annotation"];
         Ok(stages.map(|s| (s.to_owned(), (value("sum", s), value("count", s)))).into())
-    }
-
-    fn metrics(&self) -> Result<String> {
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS));
-        let mut stream = within(self.node.netns(), || TcpStream::connect(to))??;
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-        let mut page = Vec::new();
-        let mut buffer = [0; 65536];
-        while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            page.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        }
-        Ok(String::from_utf8_lossy(&page).into_owned())
     }
 
     /// The agent is killed under open connections and started again.
@@ -347,16 +336,30 @@ impl Stage {
         ])
     }
 
-    /// Processor time of a look at all pods, of which none has changed.
+    /// Processor time of a look at all pods, of which none has changed; and again on a
+    /// node that runs more than its pods.
     fn audit(&self) -> Result<Vec<Figure>> {
+        let name = format!("ambient/audit/{HELD}-pods");
+        let alone = self.look()?;
+        let others = (0..OTHERS).map(|_| self.node.program("cat").start());
+        let others = others.collect::<Result<Vec<_>>>()?;
+        let beside = self.look()?;
+        drop(others);
+        Ok(vec![
+            Figure::new(&format!("{name}/cpu"), "ms", &alone, None)?,
+            Figure::new(&format!("{name}+{OTHERS}-processes/cpu"), "ms", &beside, None)?,
+        ])
+    }
+
+    /// Processor time of one look.
+    fn look(&self) -> Result<Samples> {
         let pid = self.agent.as_ref().context("no agent")?.pid();
         let before = cpu(pid)?;
         std::thread::sleep(WATCHED);
         let spent = cpu(pid)?.saturating_sub(before);
-        let looks = u32::try_from(WATCHED.as_secs())?;
         let mut each = Samples::default();
-        each.add(spent / looks);
-        Ok(vec![Figure::new(&format!("ambient/audit/{HELD}-pods/cpu"), "ms", &each, None)?])
+        each.add(spent / u32::try_from(WATCHED.as_secs())?);
+        Ok(each)
     }
 }
 

@@ -132,6 +132,8 @@ fn limit(name: &str) -> Option<&'static str> {
         "add/sidecar/nftables" | "add/sidecar-defaults/nftables" => "p50 2.5 p99 10",
         "add/sidecar/nftables/32-at-once" => "p99 60",
         "rules/nftables" => "1",
+        "ambient/audit/250-pods/cpu" | "ambient/audit/250-pods+1000-processes/cpu" => "50",
+        "ambient/restart/250-pods/until-snapshot" => "1000",
         "agent/size" => "10000000",
         "agent/memory/110-pods"
         | "agent/memory/110+1000-streamed"
