@@ -27,5 +27,6 @@ pub mod programs;
 pub mod rules;
 pub mod runtime;
 pub mod stand_in;
+mod trace;
 pub mod validation;
 pub mod ztunnel;

@@ -1,13 +1,11 @@
 //! The cgroups of a run's sandboxes: the one thing of them that no namespace takes
 //! along.
 
-use crate::process::is_alive;
+use crate::trace;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Our own prefix; the process' id follows.
-const PREFIX: &str = "sluice-e2e-";
 /// How long the kernel may need until a cgroup whose processes died is empty.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,7 +24,7 @@ impl Parent {
         if next == 0 {
             sweep();
         }
-        Self { name: format!("{PREFIX}{}-{next}", std::process::id()) }
+        Self { name: trace::name(next) }
     }
 
     /// As CRI wants it.
@@ -50,19 +48,8 @@ impl Drop for Parent {
 
 fn sweep() {
     for hierarchy in hierarchies() {
-        let Ok(entries) = std::fs::read_dir(&hierarchy) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let pid = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(PREFIX))
-                .and_then(|rest| rest.split('-').next())
-                .and_then(|pid| pid.parse().ok());
-            if pid.is_some_and(|pid| !is_alive(pid)) {
-                remove(&entry.path());
-            }
+        for path in trace::left(&hierarchy) {
+            remove(&path);
         }
     }
 }

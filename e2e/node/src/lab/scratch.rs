@@ -1,13 +1,10 @@
 //! The private directory of one run, and the sweep of what killed runs left.
 
-use crate::process::is_alive;
+use crate::trace;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-/// Our own prefix; the process' id follows.
-const PREFIX: &str = "sluice-e2e-";
 
 /// A private directory, removed with the last holder of it.
 #[derive(Debug)]
@@ -25,9 +22,9 @@ impl Scratch {
         let base = std::env::temp_dir();
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         if next == 0 {
-            sweep(&base);
+            trace::left(&base).for_each(|path| remove(&path));
         }
-        let path = base.join(format!("{PREFIX}{}-{next}", std::process::id()));
+        let path = base.join(trace::name(next));
         std::fs::create_dir_all(path.join("netns"))
             .with_context(|| format!("make {}", path.display()))?;
         Ok(Arc::new(Self { path }))
@@ -63,25 +60,6 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         remove(&self.path);
-    }
-}
-
-/// Removes the directories of processes that are gone. Best effort: another run
-/// may be sweeping at the same time.
-fn sweep(base: &Path) {
-    let Ok(entries) = std::fs::read_dir(base) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PREFIX))
-            .and_then(|rest| rest.split('-').next())
-            .and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !is_alive(pid)) {
-            remove(&entry.path());
-        }
     }
 }
 
