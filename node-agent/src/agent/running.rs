@@ -19,6 +19,18 @@ const LIMIT: Duration = Duration::from_secs(4);
 /// The interface that the kubelet has sandboxes added with.
 const INTERFACE: &str = "eth0";
 
+/// What is written down of a pod that runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Before<'a> {
+    /// Nothing.
+    Nothing,
+    /// Another sandbox of it, which is gone: of the new one only the interface's name is
+    /// the same. The number of its namespace may be.
+    Former(&'a Record),
+    /// The one that runs.
+    Same(&'a Record),
+}
+
 /// Why a pod that runs could not be captured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunningError {
@@ -46,7 +58,8 @@ impl Agent {
         let place = self.place(pod, &records)?;
         let id = place.netns.id();
         let record = records.iter().find(|record| programmed(record) == id);
-        self.capture_in(&pod.facts, &place, record).map(|(_, proof)| proof)
+        let before = record.map_or(Before::Nothing, Before::Same);
+        self.capture_in(&pod.facts, &place, before).map(|(_, proof)| proof)
     }
 
     /// Captures a pod of the mesh that runs and has no rules and no record: nobody
@@ -84,7 +97,7 @@ impl Agent {
         if !bare {
             return Ok(None);
         }
-        self.capture_in(&pod.facts, &place, None).map(|(_, proof)| Some(proof))
+        self.capture_in(&pod.facts, &place, Before::Nothing).map(|(_, proof)| Some(proof))
     }
 
     /// What was written down about the pod; of one sandbox after the other there may be
@@ -114,8 +127,7 @@ impl Agent {
         Ok(place::find(&place::root(), &wanted)?)
     }
 
-    /// Captures it where it runs; of a record of that namespace, or of the sandbox before,
-    /// come the interface and the sandbox's name. Says the name, and what was proved.
+    /// Captures it where it runs. Says the sandbox's name, and what was proved.
     ///
     /// # Errors
     /// When the capture fails.
@@ -123,9 +135,13 @@ impl Agent {
         &self,
         pod: &Pod,
         place: &Place,
-        record: Option<&Record>,
+        before: Before<'_>,
     ) -> Result<(SandboxId, String), RunningError> {
-        let same = record.filter(|record| programmed(record) == place.netns.id());
+        let (record, same) = match before {
+            Before::Nothing => (None, None),
+            Before::Former(record) => (Some(record), None),
+            Before::Same(record) => (Some(record), Some(record)),
+        };
         // A record and a process of the pod's own say that it is not the host's either.
         if same.is_none() && place.sandbox.is_none() {
             self.host_is_known(&place.netns).map_err(RunningError::Capture)?;

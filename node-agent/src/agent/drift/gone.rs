@@ -8,11 +8,12 @@
 //! way then. So what is found is looked at once more a moment later.
 
 use super::{LIMIT, LOUD, Look, Looked, Past, key};
+use crate::agent::running::Before;
 use crate::agent::{Agent, addresses};
 use crate::failure::causes;
 use crate::notice::{State, Trouble};
 use crate::place::{Place, successor};
-use crate::record::{PodKey, Record, SandboxId};
+use crate::record::{Namespace, PodKey, Record, SandboxId};
 use crate::source::Pods;
 use crate::source::follow::Told;
 use crate::source::kubernetes::object::PodName;
@@ -100,7 +101,10 @@ impl Agent {
         } else {
             figures.stands(&key, Standing::Unverified(Cause::NamespaceGone));
         }
-        let found = Found { pod, place, drift, is_exposed };
+        // Its addresses changed, where the namespace is the same and lives.
+        let is_same = !look.dead && record.netns == Namespace { dev: netns.dev, ino: netns.ino };
+        let before = if is_same { Before::Same(record) } else { Before::Former(record) };
+        let found = Found { pod, place, before, drift, is_exposed };
         match self.capture_found(look, record, &found) {
             Some(id) if id == *look.id => Looked::At { key, netns, past: Past::default() },
             Some(_) => {
@@ -121,10 +125,10 @@ impl Agent {
         record: &Record,
         found: &Found<'_>,
     ) -> Option<SandboxId> {
-        let Found { pod, place, ref drift, is_exposed } = *found;
+        let Found { pod, place, before, ref drift, is_exposed } = *found;
         let (ns, name, uid, netns) = (&pod.namespace, &pod.name, &pod.uid, place.netns.id());
         let sandbox = look.id.as_str();
-        match self.capture_in(pod, place, Some(record)) {
+        match self.capture_in(pod, place, before) {
             Ok((id, proof)) => {
                 let figures = &look.tools.figures;
                 figures.stands(&key(look.id, record), Standing::Outside);
@@ -176,8 +180,9 @@ impl Agent {
     fn is_recorded(&self, id: &SandboxId, record: &Record, netns: NetnsId) -> bool {
         let others = self.records.ids().into_iter().filter(|other| other != id);
         let mut others = others.filter_map(|id| self.records.read(&id).ok()?);
+        let netns = Namespace { dev: netns.dev, ino: netns.ino };
         others.any(|other| {
-            (other.netns.dev, other.netns.ino) == (netns.dev, netns.ino)
+            other.netns == netns
                 && (&other.pod.namespace, &other.pod.name, &other.pod.uid)
                     == (&record.pod.namespace, &record.pod.name, &record.pod.uid)
         })
@@ -236,6 +241,7 @@ impl Agent {
 struct Found<'a> {
     pod: &'a Pod,
     place: &'a Place,
+    before: Before<'a>,
     /// What is not there of what must be.
     drift: String,
     /// Its traffic passes the mesh by.
