@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use sys::backend::Diff;
-use sys::netns::{Netns, NetnsId};
+use sys::netns::{Netns, NetnsId, within};
 
 /// Where a path of the host's is seen from the agent's container.
 const HOST: &str = "/host";
@@ -57,10 +57,18 @@ impl Places {
         let by_id = self.by_id.get_or_init(|| place::entrances(&self.root).map_err(|e| causes(&e)));
         let by_id = by_id.as_ref().map_err(Clone::clone)?;
         let found = by_id.get(&id).and_then(|path| Netns::open(path).ok());
-        found.filter(|found| found.id() == id).ok_or_else(|| {
+        // So are those of namespaces.
+        let is_its = |found: &Netns| {
+            found.id() == id
+                && within(found, || owns(&record.addresses)).is_ok_and(|owns| owns.is_ok())
+        };
+        found.filter(is_its).ok_or_else(|| {
             let at =
                 if path.is_empty() { String::new() } else { format!("it is not at {path}, and ") };
-            format!("{id} is gone: {at}no process in {} is in it", self.root.display())
+            format!(
+                "{id} is gone: {at}no process in {} is in it, with an address of the pod",
+                self.root.display()
+            )
         })
     }
 }
