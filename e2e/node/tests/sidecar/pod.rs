@@ -85,7 +85,7 @@ pub(crate) fn attached(stage: &Stage, manifest: &Value) -> Pod {
 }
 
 /// A sandbox that the chain without our plugin has made, without a process.
-pub(crate) fn unasked(stage: &Stage, manifest: &Value, addresses: &[IpAddr]) -> Pod {
+fn unasked(stage: &Stage, manifest: &Value, addresses: &[IpAddr]) -> Pod {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let host = &stage.cluster.node.host;
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -105,10 +105,18 @@ pub(crate) fn unasked(stage: &Stage, manifest: &Value, addresses: &[IpAddr]) -> 
         }
     });
     sandbox.ip(&lines.collect::<String>()).unwrap();
-    // Its neighbours learn where it is by now.
-    host.ip("neigh flush all\n-6 neigh flush all").unwrap();
     let mut pod = stage.cluster.pod_in(manifest, sandbox).unwrap();
     pod.addresses = addresses.to_vec();
+    pod
+}
+
+/// The same in the place of another sandbox, which is gone then. Its namespace is another
+/// one, and has another number: those are used again.
+pub(crate) fn anew(stage: &Stage, manifest: &Value, old: Pod, addresses: &[IpAddr]) -> Pod {
+    let pod = unasked(stage, manifest, addresses);
+    drop(old);
+    // Its neighbours learn where it is by now.
+    stage.cluster.node.host.ip("neigh flush all\n-6 neigh flush all").unwrap();
     pod
 }
 

@@ -1,8 +1,8 @@
 //! A pod's namespace goes and comes back under the same uid, and no ADD says so.
 
 use crate::pod::{
-    Process, attached, await_looks, count, is_captured, is_quiet, is_recorded, manifest, records,
-    report, uid, unasked, world,
+    Process, anew, attached, await_looks, count, is_captured, is_quiet, is_recorded, manifest,
+    records, report, uid, world,
 };
 use crate::stage::Stage;
 use e2e_node::cluster::Pod;
@@ -74,8 +74,7 @@ fn recreated(backend: &'static str) {
     for addresses in [&addresses, &moved, &addresses] {
         process.end();
         let old = pod.attachment.clone();
-        drop(pod);
-        pod = unasked(&stage, &manifest, addresses);
+        pod = anew(&stage, &manifest, pod, addresses);
         assert!(!is_captured(&stage, &pod), "nobody was asked");
         process = Process::start(&pod, uid);
         times += 1.0;
@@ -129,10 +128,8 @@ fn what_is_said_of_it_meanwhile() {
     let pod = attached(&stage, &manifest);
     Process::start(&pod, uid).end();
     let addresses = pod.addresses.clone();
-    drop(pod);
-    let gone = row(&stage, uid);
-    assert_eq!(gone["standing"], "unverified", "{gone:#}");
-    let pod = unasked(&stage, &manifest, &addresses);
+    let pod = anew(&stage, &manifest, pod, &addresses);
+    stage.eventually("it is gone", |stage| row(stage, uid)["standing"] == "unverified");
     let _process = Process::start(&pod, uid);
     let now = format!("net:[{}] now, which was not captured", pod.sandbox.netns().id().ino);
     let row = row(&stage, uid);
@@ -155,8 +152,7 @@ fn while_the_agent_is_dead() {
     Process::start(&pod, uid).end();
     stage.cluster.agent.take().unwrap().kill().unwrap();
     let addresses = pod.addresses.clone();
-    drop(pod);
-    let pod = unasked(&stage, &manifest, &addresses);
+    let pod = anew(&stage, &manifest, pod, &addresses);
     let _process = Process::start(&pod, uid);
     stage.start_agent();
     stage.eventually("it is found and captured", |stage| repaired(stage) == 1.0);
@@ -174,10 +170,9 @@ fn by_the_address_that_the_api_tells() {
     let pod = attached(&stage, &manifest);
     let addresses: Vec<IpAddr> = pod.addresses.iter().copied().map(other).collect();
     report(&stage, &mut manifest, &pod.addresses);
-    drop(pod);
     manifest["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     report(&stage, &mut manifest, &addresses);
-    let pod = unasked(&stage, &manifest, &addresses);
+    let pod = anew(&stage, &manifest, pod, &addresses);
     let pause = pod.sandbox.program("sh").args(["-c", "echo ready; exec cat >/dev/null"]);
     let mut pause = pause.start().unwrap();
     pause.wait_ready().unwrap();
