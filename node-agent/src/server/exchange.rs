@@ -1,10 +1,11 @@
 //! One request and its answer: bounded in bytes, served to root only.
 
 use crate::failure::Failure;
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use wire::request::{Endpoint, MAX_BODY, MAX_HEAD};
 
@@ -151,8 +152,8 @@ pub(crate) fn content_length(headers: &[httparse::Header<'_>]) -> Result<usize, 
     Ok(length.unwrap_or(0))
 }
 
-/// Sends an answer and closes the connection: one request each.
-pub(super) async fn write(stream: &mut UnixStream, status: u16, body: &[u8]) -> io::Result<()> {
+/// An answer as it is sent: one a connection.
+pub(super) fn answer(status: u16, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         phrase(status),
@@ -160,15 +161,43 @@ pub(super) async fn write(stream: &mut UnixStream, status: u16, body: &[u8]) -> 
     );
     let mut bytes = head.into_bytes();
     bytes.extend_from_slice(body);
-    stream.write_all(&bytes).await?;
-    stream.shutdown().await
+    bytes
+}
+
+/// Sends what the socket takes at once, from any thread; how much that was. An error is
+/// [`finish`]'s to find again.
+pub(super) fn send(stream: &UnixStream, bytes: &[u8]) -> usize {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    nix::sys::socket::send(stream.as_raw_fd(), bytes, flags).unwrap_or(0)
+}
+
+/// Sends the rest of an answer, and says that it is all.
+pub(super) async fn finish(stream: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(shutdown(stream.as_raw_fd(), Shutdown::Write)?)
 }
 
 /// Reads what the caller is still sending, for a moment: one that was refused before
 /// it was heard out would else fail in its own write and never see the answer.
-pub(super) async fn drain(stream: &mut UnixStream) {
+pub(super) async fn drain(stream: &UnixStream) {
     let mut ignored = [0; CHUNK];
-    let all = async { while matches!(stream.read(&mut ignored).await, Ok(1..)) {} };
+    let all = async {
+        loop {
+            let readable = stream.readable().await.and_then(|()| stream.try_read(&mut ignored));
+            match readable {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => break,
+            }
+        }
+    };
     let _ = tokio::time::timeout(DRAIN, all).await;
 }
 

@@ -10,6 +10,7 @@ use socket::REST;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -171,7 +172,7 @@ impl Server {
             let place = Arc::clone(&places).try_acquire_owned().ok();
             let (service, observer) = (Arc::clone(&service), Arc::clone(&observer));
             requests.spawn(async move {
-                converse(stream, service, &*observer, place.is_some()).await;
+                converse(stream, service, observer, place.is_some()).await;
                 drop(place);
             });
         }
@@ -192,7 +193,7 @@ impl Server {
 async fn converse<S: Service>(
     mut stream: UnixStream,
     service: Arc<S>,
-    observer: &dyn Observer,
+    observer: Arc<dyn Observer>,
     has_place: bool,
 ) {
     let begun = Instant::now();
@@ -210,67 +211,59 @@ async fn converse<S: Service>(
         }
     };
     observer.begun();
-    let mut endpoint = None;
-    let outcome = if has_place {
-        request(&mut stream, service, process, &mut endpoint).await
+    let request = if has_place {
+        receive(&mut stream).await
     } else {
-        Err(refused(overloaded(), None))
+        Err(ExchangeError::Refused(overloaded()))
     };
-    let ended = |status, code| {
-        observer.ended(&Outcome { endpoint, status, code, took: begun.elapsed() });
-    };
-    let (status, body) = match outcome {
-        Ok(answer) => {
-            ended(200, 0);
-            (200, serde_json::to_vec(&answer).unwrap_or_default())
-        }
-        Err(ExchangeError::Refused(failure)) => {
-            ended(failure.status, failure.error.code);
-            (failure.status, failure.error.to_json())
-        }
+    let reply = Arc::new(Reply { stream, observer, begun, given: AtomicBool::new(false) });
+    let left = match request {
+        Ok(request) => serve(request, service, process, &reply).await,
+        Err(ExchangeError::Refused(failure)) => reply.give(None, Err(failure)),
         Err(error) => {
-            ended(0, 0);
+            reply.ended(None, 0, 0);
             tracing::debug!(reason = %crate::failure::causes(&error), "no request arrived");
             return;
         }
     };
-    let written = tokio::time::timeout(WRITE_TIMEOUT, exchange::write(&mut stream, status, &body));
-    match written.await {
-        Ok(Ok(())) => exchange::drain(&mut stream).await,
+    let rest = exchange::finish(&reply.stream, left.as_deref().unwrap_or_default());
+    match tokio::time::timeout(WRITE_TIMEOUT, rest).await {
+        Ok(Ok(())) => exchange::drain(&reply.stream).await,
         Ok(Err(error)) => tracing::debug!(reason = %error, "caller did not take its answer"),
         Err(_) => tracing::debug!("caller did not take its answer in time"),
     }
 }
 
-async fn request<S: Service>(
-    stream: &mut UnixStream,
+async fn receive(stream: &mut UnixStream) -> Result<exchange::Request, ExchangeError> {
+    tokio::time::timeout(READ_TIMEOUT, exchange::read(stream)).await.unwrap_or_else(|_| {
+        let what = format!("no whole request within {} ms", READ_TIMEOUT.as_millis());
+        Err(ExchangeError::Refused(Failure::bad_request(what).with_status(408)))
+    })
+}
+
+/// Has a request served, and answered at its deadline in any case; what of the answer
+/// has not left yet.
+async fn serve<S: Service>(
+    request: exchange::Request,
     service: Arc<S>,
     process: Option<i32>,
-    asked: &mut Option<Endpoint>,
-) -> Result<Answer, ExchangeError> {
-    let begun = Instant::now();
-    let request = match tokio::time::timeout(READ_TIMEOUT, exchange::read(stream)).await {
-        Ok(Ok(request)) => request,
-        Ok(Err(ExchangeError::Refused(failure))) => return Err(refused(failure, None)),
-        Ok(Err(error)) => return Err(error),
-        Err(_) => {
-            let what = format!("no whole request within {} ms", READ_TIMEOUT.as_millis());
-            return Err(refused(Failure::bad_request(what).with_status(408), None));
-        }
-    };
-    let caller = service.caller(&request.body);
-    let deadline = begun + caller.limit;
+    reply: &Arc<Reply>,
+) -> Option<Vec<u8>> {
+    let caller = Arc::new(service.caller(&request.body));
+    let deadline = reply.begun + caller.limit;
     let endpoint = request.endpoint;
-    *asked = Some(endpoint);
-    let worker = tokio::task::spawn_blocking(move || {
-        let along = Along { netns: request.netns, process };
-        service.serve(endpoint, &request.body, along, deadline.into_std())
+    let mut worker = tokio::task::spawn_blocking({
+        let (reply, caller) = (Arc::clone(reply), Arc::clone(&caller));
+        move || {
+            let along = Along { netns: request.netns, process };
+            let answer = service.serve(endpoint, &request.body, along, deadline.into_std());
+            reply.give(Some((endpoint, &caller)), answer)
+        }
     });
     // The worker looks at the clock between its steps; this one is for a step
     // that hangs. The worker goes on and then finds itself too late.
-    let failure = match tokio::time::timeout_at(deadline, worker).await {
-        Ok(Ok(Ok(answer))) => return Ok(answer),
-        Ok(Ok(Err(failure))) => failure,
+    let failure = match tokio::time::timeout_at(deadline, &mut worker).await {
+        Ok(Ok(left)) => return left,
         Ok(Err(error)) => Failure::new(
             code::INTERNAL,
             format!("the agent's own defect: {error}"),
@@ -278,11 +271,57 @@ async fn request<S: Service>(
         ),
         Err(_) => timed_out(caller.limit),
     };
-    Err(refused(failure, Some((endpoint, &caller))))
+    match reply.give(Some((endpoint, &caller)), Err(failure)) {
+        // It came at the last moment, and only has to leave.
+        None => worker.await.ok().flatten(),
+        left => left,
+    }
 }
 
-/// The one place where a refusal is logged.
-fn refused(failure: Failure, whom: Option<(Endpoint, &Caller)>) -> ExchangeError {
+/// The answer to a request, which is given once: by the thread that has it, since
+/// waking another one to write it takes as long as a pod outside the mesh is decided
+/// about, or by the clock.
+struct Reply {
+    stream: UnixStream,
+    observer: Arc<dyn Observer>,
+    begun: Instant,
+    given: AtomicBool,
+}
+
+impl Reply {
+    /// Answers, and says what did not leave at once; `None` when there was an answer
+    /// before. The one place where a refusal is logged.
+    fn give(
+        &self,
+        whom: Option<(Endpoint, &Caller)>,
+        outcome: Result<Answer, Failure>,
+    ) -> Option<Vec<u8>> {
+        if self.given.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let endpoint = whom.map(|(endpoint, _)| endpoint);
+        let (status, body) = match outcome {
+            Ok(answer) => {
+                self.ended(endpoint, 200, 0);
+                (200, serde_json::to_vec(&answer).unwrap_or_default())
+            }
+            Err(failure) => {
+                log_refusal(&failure, whom);
+                self.ended(endpoint, failure.status, failure.error.code);
+                (failure.status, failure.error.to_json())
+            }
+        };
+        let mut bytes = exchange::answer(status, &body);
+        bytes.drain(..exchange::send(&self.stream, &bytes));
+        Some(bytes)
+    }
+
+    fn ended(&self, endpoint: Option<Endpoint>, status: u16, code: u32) {
+        self.observer.ended(&Outcome { endpoint, status, code, took: self.begun.elapsed() });
+    }
+}
+
+fn log_refusal(failure: &Failure, whom: Option<(Endpoint, &Caller)>) {
     let text = |value: fn(&Caller) -> &str| whom.map(|(_, c)| value(c)).filter(|v| !v.is_empty());
     tracing::warn!(
         request = whom.map(|(endpoint, _)| endpoint.path()),
@@ -293,7 +332,6 @@ fn refused(failure: Failure, whom: Option<(Endpoint, &Caller)>) -> ExchangeError
         reason = failure.error.msg,
         "refused"
     );
-    ExchangeError::Refused(failure)
 }
 
 fn timed_out(limit: Duration) -> Failure {
@@ -312,3 +350,6 @@ fn overloaded() -> Failure {
     )
     .with_status(503)
 }
+
+#[cfg(test)]
+mod tests;
