@@ -22,6 +22,7 @@ mod speaker;
 mod steps;
 mod subject;
 mod timers;
+mod untold;
 mod ztunnel;
 
 pub(crate) use find::Named;

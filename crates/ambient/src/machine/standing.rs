@@ -26,9 +26,12 @@ impl Machine {
 
     fn standing(&self, uid: &PodUid, pod: &Pod, goal: Goal) -> Standing {
         let Goal::In(options) = goal else {
-            let doubtful = goal == Goal::Wait && pod.doubtful;
-            let unknown = Standing::Unverified(Cause::Unreadable);
-            return if doubtful { unknown } else { Standing::Outside };
+            return match (goal, &pod.place) {
+                (Goal::Wait, _) if pod.doubtful => Standing::Unverified(Cause::Unreadable),
+                // Captured by its record, and nobody looks at it until it is told of.
+                (Goal::Wait, Place::At(_)) => Standing::Unverified(Cause::New),
+                _ => Standing::Outside,
+            };
         };
         match (&pod.place, pod.rules) {
             (Place::At(_), Rules::Proved(present)) => {

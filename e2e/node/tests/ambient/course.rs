@@ -1,7 +1,7 @@
 //! What becomes of a captured pod by what the cluster says of it: addresses, its end,
 //! annotations of others, a namespace that is excluded.
 
-use crate::stage::{Stage, Started};
+use crate::stage::{Stage, Started, records};
 use e2e_node::api::{Fault, Rule};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -80,6 +80,49 @@ fn what_others_write_is_put_right() {
             stage.eventually("enabled again", |stage| enabled(stage, &pod));
         }
     }
+}
+
+/// Of the pods a new agent has their records and nothing else.
+fn api_server_away(backend: &'static str) {
+    let mut stage = Stage::with_api(&format!("course-away-{backend}"), backend);
+    stage.label(Some("ambient"));
+    let ztunnel = stage.ztunnel("zt");
+    let pods = ["a", "b"].map(|name| stage.start(stage.manifest(name)).unwrap());
+    let _servers = [stage.serve(&pods[0]), stage.serve(&pods[1])];
+    let before = ztunnel.status().unwrap();
+    stage.cluster.agent.take().unwrap().kill().unwrap();
+    stage.server.as_ref().unwrap().down().unwrap();
+    stage.start_agent();
+    let unverified = "sluice_unverified_pods{reason=\"new\"}";
+    stage.eventually("they are counted", |stage| stage.metric(unverified) == Some(2.0));
+
+    let flush: &[&str] = match backend {
+        "nftables" => &["nft", "flush", "table", "inet", "istio-ambient-nat"],
+        _ => &["iptables", "-t", "nat", "-F"],
+    };
+    pods[0].pod.sandbox.load(flush, "").unwrap();
+    let repaired = "sluice_drift_repaired_total{reason=\"rules\"}";
+    stage.eventually("its rules are put right", |stage| stage.metric(repaired) == Some(1.0));
+    let mut seen = ztunnel.status().unwrap().records.len();
+    let answer = stage.answer(&pods[0].pod.sandbox, pods[1].app(false));
+    assert_eq!(answer.peer, pods[0].ip(false));
+    assert_eq!(records(&ztunnel, &mut seen).len(), 2, "captured");
+    assert!(!ztunnel.status().unwrap().snapshot, "nobody knows which pods there are");
+
+    stage.server.as_ref().unwrap().up().unwrap();
+    stage.eventually("all is well", |stage| stage.metric(unverified) == Some(0.0));
+    let after = ztunnel.wait("the snapshot", |s| s.snapshot).unwrap();
+    assert_eq!((after.started, after.stopped), (before.started, before.stopped));
+}
+
+#[test]
+fn rules_are_kept_while_the_api_server_is_away_with_nftables() {
+    api_server_away("nftables");
+}
+
+#[test]
+fn rules_are_kept_while_the_api_server_is_away_with_iptables() {
+    api_server_away("iptables");
 }
 
 #[test]
