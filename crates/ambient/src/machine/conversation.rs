@@ -120,7 +120,7 @@ impl Machine {
             Want::Absent => None,
             _ if renamed => None,
             Want::AsIs => Some(Sent::Keep(uid.clone())),
-            Want::Present(proxy) if peer.crowded(uid, proxy.netns) => None,
+            Want::Present(proxy) if peer.crowded(uid, &proxy) => None,
             Want::Present(proxy) => {
                 let later = pod.accept.failures() > 0 || self.crowded(uid, &proxy);
                 Some(if later { Sent::Keep(uid.clone()) } else { Sent::Add(uid.clone(), proxy) })
@@ -167,7 +167,7 @@ impl Machine {
         self.sessions
             .values()
             .filter_map(|s| self.peers.get(&s.peer))
-            .any(|peer| peer.crowded(uid, proxy.netns))
+            .any(|peer| peer.crowded(uid, proxy))
     }
 
     fn send(&mut self, id: SessionId, sent: Sent) {

@@ -201,9 +201,12 @@ impl Machine {
     /// in the same one, it may have to be rid of them.
     fn leave_behind(&mut self, uid: &PodUid) {
         let Some(left) = self.pods.get(uid).and_then(Pod::identity).map(name) else { return };
-        for (_, pod) in self.pods.iter_mut().filter(|(other, _)| *other != uid) {
+        for (other, pod) in self.pods.iter_mut().filter(|(other, _)| *other != uid) {
             let same = pod.identity().map(name).as_ref() == Some(&left);
-            pod.maybe_rules |= same && pod.place == pod::Place::Unknown;
+            if same && pod.place == pod::Place::Unknown {
+                pod.maybe_rules = true;
+                self.dirty.insert(other.clone());
+            }
         }
         self.left_behind.retain(|known| *known != left);
         self.left_behind.push_back(left);

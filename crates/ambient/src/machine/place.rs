@@ -7,12 +7,10 @@ use super::Machine;
 use super::desk::Alarm;
 use super::pod::{By, Goal, Place, Placed, Pod, Proxy, Rules};
 use super::retry::Told;
+use super::session::NOWHERE;
 use crate::action::{Action, Cause, Report, Stage};
 use crate::event::{self, Failure, Identity};
 use crate::id::{NetnsId, PodUid, SandboxId, StepId};
-
-/// No namespace has this number.
-const NOWHERE: NetnsId = NetnsId { dev: 0, ino: 0 };
 
 impl Machine {
     /// Puts a pod into a namespace that nobody else is in.

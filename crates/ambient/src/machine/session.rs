@@ -5,6 +5,9 @@ use crate::event::Identity;
 use crate::id::{NetnsId, PeerId, PodUid, SessionId, TimerId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+/// Where a proxy runs of which only the name is known; no namespace has this number.
+pub(super) const NOWHERE: NetnsId = NetnsId { dev: 0, ino: 0 };
+
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -209,11 +212,15 @@ impl Peer {
         freed
     }
 
-    /// It may run another pod in this namespace.
-    pub(super) fn crowded(&self, uid: &PodUid, netns: NetnsId) -> bool {
-        self.running
-            .iter()
-            .any(|(other, proxies)| other != uid && proxies.iter().any(|p| p.netns == netns))
+    /// It may run another pod in the namespace of this one. One that runs nobody knows
+    /// where may be its predecessor in the same sandbox, as mirrors of static pods are.
+    pub(super) fn crowded(&self, uid: &PodUid, proxy: &Proxy) -> bool {
+        let is_there = |other: &Proxy| {
+            let (a, b) = (&other.identity, &proxy.identity);
+            let same_name = (&a.namespace, &a.name) == (&b.namespace, &b.name);
+            other.netns == proxy.netns || other.netns == NOWHERE && same_name
+        };
+        self.running.iter().any(|(other, proxies)| other != uid && proxies.iter().any(is_there))
     }
 
     /// It may run the pod under another name. An Add would not change that.

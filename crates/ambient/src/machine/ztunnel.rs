@@ -4,7 +4,7 @@ use super::Machine;
 use super::desk::Alarm;
 use super::pod::Want;
 use super::retry::doubled;
-use super::session::{Peer, Phase, Sent, Session, Status};
+use super::session::{NOWHERE, Peer, Phase, Sent, Session, Status};
 use crate::action::{Action, Report, Stage};
 use crate::id::{NetnsId, PeerId, PodUid, SessionId, TimerId};
 
@@ -253,6 +253,9 @@ impl Machine {
     /// A ztunnel has let go of these namespaces: whoever waits for one is due.
     fn freed(&mut self, namespaces: Vec<NetnsId>) {
         for netns in namespaces {
+            if netns == NOWHERE {
+                self.dirty.extend(self.pods.keys().cloned());
+            }
             self.dirty.extend(self.owners.get(&netns).cloned());
         }
     }

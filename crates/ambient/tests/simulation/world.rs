@@ -353,9 +353,9 @@ impl World {
             }
         }
         match &message {
-            Message::Del(uid) => self.is_rid(uid),
+            Message::Del(uid) if self.runs(session, uid) => self.is_rid(uid),
             Message::SnapshotSent => self.names_all_that_run(session),
-            Message::Add { .. } | Message::Keep(_) => {}
+            Message::Add { .. } | Message::Keep(_) | Message::Del(_) => {}
         }
         for ztunnel in &mut self.ztunnels {
             let Some(connection) = &mut ztunnel.connection else { continue };
@@ -381,6 +381,14 @@ impl World {
         let pod = self.api(uid).filter(|p| !p.state.terminal)?;
         let leaves = !told.terminal && (self.draining || told.wanted == Wanted::No);
         pod.netns.filter(|netns| leaves && self.namespaces[netns].alive)
+    }
+
+    /// That ztunnel serves the pod where it is.
+    fn runs(&self, session: SessionId, uid: &PodUid) -> bool {
+        let own = |z: &&Ztunnel| z.connection.as_ref().is_some_and(|c| c.session == session);
+        let netns = self.api(uid).and_then(|pod| pod.netns);
+        let ztunnel = self.ztunnels.iter().find(own);
+        ztunnel.and_then(|z| z.proxies.get(uid)).is_some_and(|proxy| Some(proxy.netns) == netns)
     }
 
     /// The end of a snapshot stops what it does not name.
@@ -874,6 +882,21 @@ impl World {
         self.feed(Event::Drain);
     }
 
+    /// A second thing that the records cannot tell: that of two ztunnels one runs a pod
+    /// under its former name. A record has one name, the later.
+    fn forget_former_names(&mut self) {
+        let records = &self.records;
+        let is_new = |uid: &PodUid, proxy: &crate::ztunnel::Proxy| {
+            records.get(uid).is_some_and(|record| record.identity == proxy.identity)
+        };
+        let all = self.ztunnels.iter().flat_map(|z| &z.proxies);
+        let renamed: BTreeSet<PodUid> =
+            all.filter(|(uid, proxy)| is_new(uid, proxy)).map(|(uid, _)| uid.clone()).collect();
+        for ztunnel in &mut self.ztunnels {
+            ztunnel.proxies.retain(|uid, proxy| is_new(uid, proxy) || !renamed.contains(uid));
+        }
+    }
+
     /// The agent dies and starts. Steps under way are done, or not.
     /// `blind`: no namespace can be opened meanwhile.
     pub(crate) fn restart(&mut self, done: bool, blind: bool) {
@@ -898,8 +921,9 @@ impl World {
             ztunnel.connection = None;
             ztunnel.pending.clear();
         }
+        self.forget_former_names();
         for pod in self.pods.iter().flatten() {
-            // A second thing that the records cannot tell: that the mirror of a static
+            // A third thing that the records cannot tell: that the mirror of a static
             // pod, made anew and not found yet, has its predecessor's rules.
             if !self.records.contains_key(&pod.state.uid)
                 && let Some(namespace) = pod.netns.and_then(|n| self.namespaces.get_mut(&n))
