@@ -126,7 +126,7 @@ impl AmbientInside {
         }
         let outcome = self.exempt(family, own)?;
         self.push(Way::Ztunnel, family, outcome);
-        self.push(Way::Reply, family, reply(address)?);
+        self.push(Way::Reply, family, reply(address, own)?);
         self.arrivals(plan, address, ports)
     }
 
@@ -276,12 +276,23 @@ fn socket(action: &'static str) -> impl FnOnce(Errno) -> ProbeError {
 }
 
 /// A connection as ztunnel makes it to the application, with the address of a client:
-/// the answer must find back to it. Nobody but us can have the port.
-fn reply(address: IpAddr) -> Result<Outcome, ProbeError> {
+/// the answer must find back to it. Nobody but us can have the port. The kernel asks for
+/// a route to the client before the rules take the answer back, and without one drops it
+/// whatever the rules are: then the client is a neighbour.
+fn reply(address: IpAddr, own: &[IpAddr]) -> Result<Outcome, ProbeError> {
     let family = Family::of(address);
-    let client: IpAddr = match family {
+    let nobody: IpAddr = match family {
         Family::V4 => NOBODY_V4[2].into(),
         Family::V6 => NOBODY_V6.into(),
+    };
+    let others = targets(family, own, 0).into_iter().map(|target| target.ip());
+    // One that could not be asked about is tried.
+    let client = std::iter::once(nobody)
+        .chain(others)
+        .find(|client| crate::routing::route_exists(*client).unwrap_or(true));
+    let Some(client) = client else {
+        let why = "the pod has no route to any client of this family";
+        return Ok(Outcome::NotProved(why.to_owned()));
     };
     let listener = Listener::open(family, 0).map_err(socket("listen in the pod"))?;
     let target = SocketAddr::new(address, listener.port().map_err(socket("listen in the pod"))?);

@@ -59,6 +59,28 @@ fn every_way_is_proved_before_ztunnel_is_there() {
     }
 }
 
+/// A pod may have a family without a way out of its network (a second network's IPv6), or
+/// an address without any: it starts all the same.
+#[test]
+fn a_pod_without_a_default_route_is_proved_as_far_as_it_goes() {
+    let iptables = Iptables::detect().unwrap();
+    for backend in [&Nftables::new() as &dyn Backend, &iptables] {
+        let world = World::new();
+        apply(&world, backend, &ours(&plan()));
+        let remove = |lines: &str| within(&world.pod, || ip(lines)).unwrap();
+        remove("route del default via 10.8.0.1\nroute del default via fd08::1\n");
+        assert_all_proved(&prove(&world, &plan(), Ports::Ours).unwrap());
+        remove("route del fd08::/64 dev eth0\n");
+        let report = prove(&world, &plan(), Ports::Ours).unwrap();
+        for way in [Way::Outbound, Way::Reply] {
+            let v6 = outcome(&report, way, Family::V6);
+            assert!(matches!(v6, Outcome::NotProved(_)), "{way}: {report}");
+            let v4 = outcome(&report, way, Family::V4);
+            assert!(matches!(v4, Outcome::Proved(_)), "{way}: {report}");
+        }
+    }
+}
+
 /// Listeners of ztunnel that count what they accept.
 fn ztunnel(world: &World) -> Vec<TcpListener> {
     within(&world.pod, || {
