@@ -83,7 +83,12 @@ impl Agent {
             }
             enroll::Decision::Sidecar => {
                 self.host_is_known(&netns)?;
-                self.capture(request, sandbox.as_ref(), &netns, pod, deadline)
+                let answer = self.capture(request, sandbox.as_ref(), &netns, pod, deadline)?;
+                if let Some(id) = &sandbox {
+                    // Captured before it starts. What runs already is the audit's to tell.
+                    self.audit.forget(id);
+                }
+                Ok(answer)
             }
         }
     }
@@ -127,7 +132,6 @@ impl Agent {
             })?;
         }
         if let Some(id) = sandbox {
-            self.audit.forget(id);
             self.was_captured(id);
         }
         log(pod, netns, &done.programmed, &report, sandbox.is_none());
