@@ -138,6 +138,51 @@ fn an_ambient_pod_with_iptables() {
     comes_back("iptables", Mode::Ambient, &[FLUSH_IPT, FLUSH_IPT6, rule]);
 }
 
+/// What we write ourselves is not looked at at once. What somebody else changes right
+/// behind that is found all the same, by the next look and not by the period: behind an
+/// ADD, of which nothing is heard yet, and behind a repair, which is heard of like any
+/// other change.
+fn right_behind_ours(mode: Mode) {
+    let name = format!("behind-{}", if mode == Mode::Sidecar { "s" } else { "a" });
+    let stage = Stage::with_audit(&name, "nftables", PERIOD);
+    let _ztunnel = stage.ztunnel("zt");
+    let pods: Vec<Started> = ["a", "b", "c"]
+        .iter()
+        .map(|name| {
+            let pod = stage.start(manifest(&stage, name, mode)).unwrap();
+            pod.pod.sandbox.load(FLUSH_NFT, "").unwrap();
+            pod
+        })
+        .collect();
+    let mut longest = Duration::ZERO;
+    for round in 1..=3 {
+        for pod in &pods {
+            let begun = Instant::now();
+            stage.eventually("it is put right", |stage| is_whole(stage, pod));
+            longest = longest.max(begun.elapsed());
+            if round < 3 {
+                // Its proof may be under way.
+                pod.pod.sandbox.load(FLUSH_NFT, "").unwrap();
+            }
+        }
+    }
+    settled(&stage);
+    assert!(pods.iter().all(|pod| is_whole(&stage, pod)), "{}", stage.cluster.agent_log());
+    assert!(repaired(&stage) >= 3.0, "each pod at least once");
+    assert_eq!(periodic(&stage), 0.0, "nothing was found by the period");
+    println!("{name}: put right within {longest:?} behind a write of ours");
+}
+
+#[test]
+fn a_change_right_behind_ours_in_a_sidecar_pod() {
+    right_behind_ours(Mode::Sidecar);
+}
+
+#[test]
+fn a_change_right_behind_ours_in_an_ambient_pod() {
+    right_behind_ours(Mode::Ambient);
+}
+
 /// Somebody changes one pod's rules without an end: another pod's are put right all the
 /// same, and neither is looked at more often than once a second.
 fn flapping(backend: &'static str, mode: Mode) {

@@ -77,6 +77,34 @@ fn what_ztunnel_refuses_is_said_and_taken_back() {
     assert_eq!(phase, "Running", "the rest of its status is as it was");
 }
 
+/// The agent waits for a minute before it calls it trouble: a ztunnel may be upgraded.
+#[test]
+fn that_no_ztunnel_is_there_is_said_of_each_pod_and_taken_back() {
+    let stage = Stage::with_api("loud-alone", "nftables");
+    let pods = ["p", "q"].map(|name| stage.start(stage.manifest(name)).unwrap());
+    stage.label(Some("ambient"));
+    let no = said("False", "NoZtunnel");
+    await_it(&stage, "it is said that they are stuck", || {
+        pods.iter().all(|pod| condition(&stage, pod) == no)
+    });
+    let warned = ("Warning".to_owned(), "NoZtunnel".to_owned());
+    for pod in &pods {
+        assert_eq!(events(&stage, pod.uid()), std::slice::from_ref(&warned));
+        assert_ne!(stage.redirection(pod).as_deref(), Some("enabled"));
+    }
+    await_it(&stage, "both are counted", || stuck(&stage, "no-ztunnel") == Some(2.0));
+    let _ztunnel = stage.ztunnel("zt");
+    let yes = said("True", "Captured");
+    await_it(&stage, "it is said that they are well", || {
+        pods.iter().all(|pod| condition(&stage, pod) == yes)
+    });
+    let well = ("Normal".to_owned(), "Captured".to_owned());
+    for pod in &pods {
+        assert_eq!(events(&stage, pod.uid()), [warned.clone(), well.clone()]);
+    }
+    await_it(&stage, "nobody is counted", || stuck(&stage, "no-ztunnel") == Some(0.0));
+}
+
 #[test]
 fn a_new_agent_takes_back_what_the_last_one_said() {
     let mut stage = Stage::with_api("loud-restart", "nftables");

@@ -1,5 +1,5 @@
-//! A full node's pods at once, one of which ztunnel does not answer about. Nothing here
-//! is about time: while the answer is missing, all others must come about and be said
+//! A full node's pods at once, by their namespace's label and by their sandboxes' ADDs,
+//! one of which ztunnel does not answer about. Nothing here is about time: while the answer is missing, all others must come about and be said
 //! to be enrolled, and nothing may be lost on the way.
 
 use crate::stage::Stage;
@@ -11,6 +11,7 @@ use e2e_node::ztunnel::{Faults, Status, Ztunnel};
 use serde_json::json;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const PODS: usize = 500;
@@ -26,12 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(240);
 struct Cheap {
     uid: String,
     name: String,
+    address: Ipv4Addr,
     netns: Namespace,
     _process: Running,
 }
 
 impl Cheap {
-    fn start(stage: &Stage, number: usize) -> Self {
+    /// `runs`: the kubelet has said so.
+    fn start(stage: &Stage, number: usize, runs: bool) -> Self {
         let netns = Namespace::create(stage.cluster.node.host.scratch(), &format!("cheap{number}"))
             .unwrap();
         let address = address(number);
@@ -47,9 +50,54 @@ impl Cheap {
         manifest["metadata"]["uid"] = json!(uid);
         manifest["spec"]["serviceAccountName"] = json!(name);
         manifest["spec"]["nodeName"] = json!(NODE_NAME);
-        manifest["status"] = json!({"phase": "Running", "podIPs": [{"ip": address.to_string()}]});
+        manifest["status"] = if runs {
+            json!({"phase": "Running", "podIPs": [{"ip": address.to_string()}]})
+        } else {
+            json!({"phase": "Pending"})
+        };
         stage.publish(&manifest);
-        Self { uid, name, netns, _process: process }
+        Self { uid, name, address, netns, _process: process }
+    }
+
+    /// ADD of the pod's sandbox. A runtime tries again what failed.
+    fn add(&self, stage: &Stage) {
+        let end = Instant::now() + PATIENCE;
+        while let Err(why) = self.add_once(stage) {
+            assert!(Instant::now() < end, "{}: {why:#}", self.name);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    fn add_once(&self, stage: &Stage) -> anyhow::Result<String> {
+        let netns = self.netns.path().display().to_string();
+        let config = json!({
+            "cniVersion": "1.0.0",
+            "name": "pods",
+            "type": "istio-cni",
+            "cni_agent_run_dir": stage.cluster.directories.run,
+            "ambient_enabled": true,
+            "agent_timeout_ms": 10_000,
+            "prevResult": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "sandbox": netns}],
+                "ips": [{"address": format!("{}/32", self.address), "interface": 0}],
+                "dns": {},
+            },
+        });
+        let args = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={};\
+             K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+            self.name, self.uid, self.uid
+        );
+        let env = [
+            ("CNI_CONTAINERID", self.uid.as_str()),
+            ("CNI_NETNS", netns.as_str()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", args.as_str()),
+        ];
+        let output =
+            stage.cluster.runtime().execute("istio-cni", "ADD", &env, config.to_string())?;
+        output.success()
     }
 }
 
@@ -106,7 +154,7 @@ fn late(ztunnel: &Ztunnel, pod: &Cheap) {
 fn one_late_answer_delays_nobody_else() {
     let stage = Stage::with_api("many", "nftables");
     let ztunnel = stage.ztunnel("zt");
-    let pods: Vec<Cheap> = (0..PODS).map(|number| Cheap::start(&stage, number)).collect();
+    let pods: Vec<Cheap> = (0..PODS).map(|number| Cheap::start(&stage, number, true)).collect();
     let slow = &pods[PODS / 3];
     late(&ztunnel, slow);
     let begun = Instant::now();
@@ -146,5 +194,51 @@ fn one_late_answer_delays_nobody_else() {
         let left = ztunnel.status().map_err(|error| format!("{error:#}"))?.workloads.len();
         let said = pods.iter().filter(|pod| is_said(&stage, pod)).count();
         if (left, said) == (0, 0) { Ok(()) } else { Err(format!("{left} in ztunnel, {said} said")) }
+    });
+}
+
+/// A node that boots: all sandboxes are made at once. The agent has room for 256 requests
+/// at a time, and the runtime comes again with the rest.
+#[test]
+fn one_late_answer_fails_nobody_elses_add() {
+    let stage = Stage::with_api("many-add", "nftables");
+    stage.label(Some("ambient"));
+    let ztunnel = stage.ztunnel("zt");
+    let pods: Vec<Cheap> = (0..PODS).map(|number| Cheap::start(&stage, number, false)).collect();
+    let slow = &pods[PODS / 3];
+    late(&ztunnel, slow);
+    let begun = Instant::now();
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for pod in &pods {
+            let (stage, done) = (&stage, &done);
+            // A few hundred kB each: a stack of its own would be 2 MB.
+            let thread = std::thread::Builder::new().stack_size(256 * 1024);
+            let add = move || {
+                pod.add(stage);
+                done.fetch_add(1, Ordering::Relaxed);
+            };
+            thread.spawn_scoped(scope, add).unwrap();
+        }
+        wait(&stage, "all other ADDs are done", || {
+            let done = done.load(Ordering::Relaxed);
+            if done >= PODS - 1 { Ok(()) } else { Err(format!("{done} of them are")) }
+        });
+        let took = begun.elapsed();
+        assert_eq!(done.load(Ordering::Relaxed), PODS - 1, "the slow one, too");
+        println!("{PODS} ADDs at once, one answer late: the others are done after {took:?}");
+        // An ADD that is done is true.
+        let status = ztunnel.status().unwrap();
+        let up = up(&pods, &status).iter().filter(|pod| pod.uid != slow.uid).count();
+        assert_eq!(up, PODS - 1);
+        ztunnel.fail(Faults::default()).unwrap();
+    });
+    let status = ztunnel.status().unwrap();
+    assert_eq!(up(&pods, &status).len(), PODS);
+    assert_eq!(status.workloads.len(), PODS, "no ghost");
+    assert_eq!((status.started, status.stopped), (PODS as u64, 0), "each was started once");
+    wait(&stage, "all are said to be enrolled", || {
+        let said = pods.iter().filter(|pod| is_said(&stage, pod)).count();
+        if said == PODS { Ok(()) } else { Err(format!("{said} of them are")) }
     });
 }
