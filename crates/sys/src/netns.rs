@@ -192,20 +192,47 @@ pub fn within_pod<T: Send>(
     host: NetnsId,
     f: impl FnOnce() -> T + Send,
 ) -> Result<T, NetnsError> {
+    on_thread(ns.id.to_string(), || {
+        enter_pod(ns, host)?;
+        Ok(f())
+    })?
+}
+
+/// [`within_pod`] in one after the other of many namespaces, on one thread, which is
+/// thrown away like any: a thread for each costs more than what is asked there. Nothing
+/// but `f` runs on it, and not where a namespace cannot be entered.
+///
+/// # Errors
+/// When no thread can be had, or `f` panics; for each namespace as [`within_pod`].
+pub fn within_pods<'a, P: Sync, T: Send>(
+    pods: &'a [P],
+    netns: impl Fn(&'a P) -> &'a Netns + Sync,
+    host: NetnsId,
+    f: impl Fn(&'a P) -> T + Sync,
+) -> Result<Vec<Result<T, NetnsError>>, NetnsError> {
+    on_thread(format!("of {} pods", pods.len()), || {
+        let look = |pod| {
+            enter_pod(netns(pod), host)?;
+            Ok(f(pod))
+        };
+        pods.iter().map(look).collect()
+    })
+}
+
+/// Enters a pod's namespace, and looks whether the thread is there.
+fn enter_pod(ns: &Netns, host: NetnsId) -> Result<(), NetnsError> {
     if ns.id == host {
         return Err(NetnsError::Host { id: host });
     }
-    on_thread(ns.id.to_string(), || {
-        enter(ns)?;
-        let found = own_id()?;
-        if found == host {
-            return Err(NetnsError::Host { id: host });
-        }
-        if found != ns.id {
-            return Err(NetnsError::Elsewhere { want: ns.id, found });
-        }
-        Ok(f())
-    })?
+    enter(ns)?;
+    let found = own_id()?;
+    if found == host {
+        return Err(NetnsError::Host { id: host });
+    }
+    if found != ns.id {
+        return Err(NetnsError::Elsewhere { want: ns.id, found });
+    }
+    Ok(())
 }
 
 /// Identity of the calling thread's namespace.
@@ -308,6 +335,44 @@ mod tests {
 
         let pod = Netns::create().unwrap();
         assert_eq!(within_pod(&pod, host.id(), || own_id().unwrap()).unwrap(), pod.id());
+    }
+
+    /// What the kernel shows of the calling thread's namespace, by the path that the
+    /// agent reads legacy tables by: what was looked up before is not shown again.
+    fn interfaces() -> Vec<String> {
+        let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        let lines = text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
+        lines.collect()
+    }
+
+    #[test]
+    fn many_are_entered_one_by_one_and_what_fails_is_passed_over() {
+        let host = Netns::current().unwrap();
+        let mut all: Vec<Netns> = (0..4).map(|_| Netns::create().unwrap()).collect();
+        let add = |name: &str| {
+            let args = ["link", "add", name, "type", "bridge"];
+            crate::process::Command::new("/sbin/ip").args(args).run().unwrap();
+        };
+        within(&all[0], || add("first")).unwrap();
+        within(&all[2], || add("third")).unwrap();
+        // One that claims another identity, and the host's.
+        all[1].id.ino += 1;
+        all.push(Netns::current().unwrap());
+        let look = |ns: &Netns| (ns.id(), own_id().unwrap(), interfaces());
+        let seen = within_pods(&all, |ns| ns, host.id(), look).unwrap();
+        let [first, liar, third, last, own] = seen.as_slice() else { panic!("{seen:?}") };
+        for (seen, name) in [(first, "first"), (third, "third")] {
+            let (want, found, names) = seen.as_ref().unwrap();
+            assert_eq!((want, names.iter().any(|n| n == name)), (found, true), "{names:?}");
+            assert_eq!(names.iter().filter(|n| *n == "first" || *n == "third").count(), 1);
+        }
+        assert!(matches!(liar, Err(NetnsError::Elsewhere { .. })), "{liar:?}");
+        assert!(matches!(own, Err(NetnsError::Host { .. })), "{own:?}");
+        let (want, found, names) = last.as_ref().unwrap();
+        assert_eq!((want, names.contains(&"third".to_owned())), (found, false), "{names:?}");
+        assert_eq!(own_id().unwrap(), host.id(), "the caller stays where it was");
+        let none: [Netns; 0] = [];
+        assert!(within_pods(&none, |ns| ns, host.id(), look).unwrap().is_empty());
     }
 
     #[test]
