@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
-use sys::netns::within_pod;
+use sys::netns::within_pods;
 use sys::routing;
 use sys::watch::Notice;
 
@@ -179,7 +179,8 @@ fn look(
     known: &HashMap<PodUid, Seen>,
     why: Why,
 ) -> (Vec<Checked>, HashMap<PodUid, Seen>) {
-    let (mut checked, mut now) = (Vec::new(), HashMap::new());
+    let mut checked = Vec::new();
+    let mut visits = Vec::new();
     let mut places = Places::look(node, why);
     for check in checks {
         let netns = id(check.held.netns.id());
@@ -192,18 +193,48 @@ fn look(
         let last = last.filter(|seen| seen.options == options);
         // First: what is changed while it is looked at is heard of.
         let watched = last.map_or_else(|| watch(node, &check.held), |seen| seen.watched);
-        let verdict = match inside(node, &check, last) {
+        visits.push(Visit { check, last, options, watched });
+    }
+    let (seen, now) = visit(node, visits);
+    checked.extend(seen);
+    (checked, now)
+}
+
+/// A namespace that is to be entered.
+struct Visit<'a> {
+    check: Check,
+    last: Option<&'a Seen>,
+    options: OptionsHash,
+    watched: bool,
+}
+
+/// Looks into all of them.
+fn visit(node: &Node, visits: Vec<Visit<'_>>) -> (Vec<Checked>, HashMap<PodUid, Seen>) {
+    let look = |visit: &Visit<'_>| inside(node, &visit.check, visit.last);
+    let host = node.hosts.own();
+    let found = within_pods(&visits, |visit| &visit.check.held.netns, host, look);
+    let failed = found.as_ref().err().map(|error| causes(error));
+    let mut found = found.into_iter().flatten();
+    let (mut checked, mut now) = (Vec::new(), HashMap::new());
+    for visit in visits {
+        let found = found.next().map(|found| found.map_err(|error| causes(&error)));
+        let found = found.unwrap_or_else(|| Err(failed.clone().unwrap_or_default()));
+        let netns = id(visit.check.held.netns.id());
+        let verdict = match found.flatten() {
             Ok((verdict, Some((generation, routing)))) if verdict == Verdict::Fine => {
-                let looks = last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
-                let named = last.map_or_else(|| is_named(&check.held), |seen| seen.named);
+                let looks = visit.last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
+                let named =
+                    visit.last.map_or_else(|| is_named(&visit.check.held), |seen| seen.named);
+                let (options, watched) = (visit.options, visit.watched);
                 let seen = Seen { netns, options, generation, routing, looks, named, watched };
-                now.insert(check.uid.clone(), seen);
+                now.insert(visit.check.uid.clone(), seen);
                 verdict
             }
             Ok((verdict, _)) => verdict,
             Err(why) => Verdict::Unreadable(Failure::Transient(why)),
         };
-        checked.push(Checked { uid: check.uid, netns, verdict, brought: None, since });
+        let Check { uid, since, .. } = visit.check;
+        checked.push(Checked { uid, netns, verdict, brought: None, since });
     }
     (checked, now)
 }
@@ -293,33 +324,30 @@ type Well = Option<(u32, Arc<Routing>)>;
 
 /// In the pod's namespace: as it was, or as it must be, or not.
 fn inside(node: &Node, check: &Check, last: Option<&Seen>) -> Result<(Verdict, Well), String> {
-    within_pod(&check.held.netns, node.hosts.own(), || {
-        // Where there is none, all is compared each time.
-        let generation = generation();
-        let known =
-            last.filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
-        if let Some(seen) = known {
-            // A change of its routes would have been heard of.
-            if seen.watched && check.since.is_none() {
-                let routing = Arc::clone(&seen.routing);
-                return Ok((Verdict::Fine, Some((seen.generation, routing))));
-            }
-            let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
-            if missing.is_empty() {
-                let routing = Arc::clone(&seen.routing);
-                return Ok((Verdict::Fine, Some((seen.generation, routing))));
-            }
-            return Ok((Verdict::Broken { drift: missing.join("; ") }, None));
+    // Where there is none, all is compared each time.
+    let generation = generation();
+    let known =
+        last.filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
+    if let Some(seen) = known {
+        // A change of its routes would have been heard of.
+        if seen.watched && check.since.is_none() {
+            let routing = Arc::clone(&seen.routing);
+            return Ok((Verdict::Fine, Some((seen.generation, routing))));
         }
-        let ipv6 = routing::ipv6().map_err(|error| causes(&error))?;
-        let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
-        let diff = node.backend.observe(&plan)?;
-        if diff.is_empty() {
-            let routing = || Arc::new(routing_of(&plan));
-            return Ok((Verdict::Fine, generation.map(|generation| (generation, routing()))));
+        let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
+        if missing.is_empty() {
+            let routing = Arc::clone(&seen.routing);
+            return Ok((Verdict::Fine, Some((seen.generation, routing))));
         }
-        let drift = diff.to_string().lines().collect::<Vec<_>>().join("; ");
-        Ok((Verdict::Broken { drift }, None))
-    })
-    .map_err(|error| causes(&error))?
+        return Ok((Verdict::Broken { drift: missing.join("; ") }, None));
+    }
+    let ipv6 = routing::ipv6().map_err(|error| causes(&error))?;
+    let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
+    let diff = node.backend.observe(&plan)?;
+    if diff.is_empty() {
+        let routing = || Arc::new(routing_of(&plan));
+        return Ok((Verdict::Fine, generation.map(|generation| (generation, routing()))));
+    }
+    let drift = diff.to_string().lines().collect::<Vec<_>>().join("; ");
+    Ok((Verdict::Broken { drift }, None))
 }
