@@ -16,6 +16,7 @@ use crate::place::{self, Survey};
 use crate::source::follow::Told;
 use ambient::event::{Failure, Place, Verdict};
 use ambient::id::{NetnsId, OptionsHash, PodUid};
+use redirect::ambient::Ipv6;
 use redirect::desired::Routing;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -27,7 +28,7 @@ use sys::routing;
 use sys::watch::Notice;
 
 /// Every so many looks all is compared, whatever the generation says: an address family
-/// that comes or goes does not change it.
+/// that goes does not change it.
 const THOROUGH: u32 = 10;
 
 /// A pod that is to be looked at.
@@ -58,8 +59,7 @@ pub(super) struct Checked {
 struct Seen {
     netns: NetnsId,
     options: OptionsHash,
-    generation: u32,
-    routing: Arc<Routing>,
+    well: Well,
     looks: u32,
     /// The runtime's name of it led there.
     named: bool,
@@ -221,12 +221,12 @@ fn visit(node: &Node, visits: Vec<Visit<'_>>) -> (Vec<Checked>, HashMap<PodUid, 
         let found = found.unwrap_or_else(|| Err(failed.clone().unwrap_or_default()));
         let netns = id(visit.check.held.netns.id());
         let verdict = match found.flatten() {
-            Ok((verdict, Some((generation, routing)))) if verdict == Verdict::Fine => {
+            Ok((verdict, Some(well))) if verdict == Verdict::Fine => {
                 let looks = visit.last.map_or(0, |seen| seen.looks + 1) % THOROUGH;
                 let named =
                     visit.last.map_or_else(|| is_named(&visit.check.held), |seen| seen.named);
                 let (options, watched) = (visit.options, visit.watched);
-                let seen = Seen { netns, options, generation, routing, looks, named, watched };
+                let seen = Seen { netns, options, well, looks, named, watched };
                 now.insert(visit.check.uid.clone(), seen);
                 verdict
             }
@@ -320,24 +320,34 @@ fn elsewhere(node: &Node, survey: &Survey, check: &Check) -> Option<(Place, Held
 }
 
 /// What is worth to be remembered of a namespace in which all is well.
-type Well = Option<(u32, Arc<Routing>)>;
+#[derive(Debug, Clone)]
+struct Well {
+    generation: u32,
+    routing: Arc<Routing>,
+    ipv6: Ipv6,
+}
 
 /// In the pod's namespace: as it was, or as it must be, or not.
-fn inside(node: &Node, check: &Check, last: Option<&Seen>) -> Result<(Verdict, Well), String> {
+fn inside(
+    node: &Node,
+    check: &Check,
+    last: Option<&Seen>,
+) -> Result<(Verdict, Option<Well>), String> {
     // Where there is none, all is compared each time.
     let generation = generation();
     let known =
-        last.filter(|seen| Some(seen.generation) == generation && seen.looks + 1 < THOROUGH);
-    if let Some(seen) = known {
+        last.filter(|seen| Some(seen.well.generation) == generation && seen.looks + 1 < THOROUGH);
+    if let Some(seen) = known
+        && !has_gained(seen.well.ipv6)?
+    {
+        let well = || Some(seen.well.clone());
         // A change of its routes would have been heard of.
         if seen.watched && check.since.is_none() {
-            let routing = Arc::clone(&seen.routing);
-            return Ok((Verdict::Fine, Some((seen.generation, routing))));
+            return Ok((Verdict::Fine, well()));
         }
-        let missing = routing::missing(&seen.routing).map_err(|error| causes(&error))?;
+        let missing = routing::missing(&seen.well.routing).map_err(|error| causes(&error))?;
         if missing.is_empty() {
-            let routing = Arc::clone(&seen.routing);
-            return Ok((Verdict::Fine, Some((seen.generation, routing))));
+            return Ok((Verdict::Fine, well()));
         }
         return Ok((Verdict::Broken { drift: missing.join("; ") }, None));
     }
@@ -345,9 +355,18 @@ fn inside(node: &Node, check: &Check, last: Option<&Seen>) -> Result<(Verdict, W
     let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
     let diff = node.backend.observe(&plan)?;
     if diff.is_empty() {
-        let routing = || Arc::new(routing_of(&plan));
-        return Ok((Verdict::Fine, generation.map(|generation| (generation, routing()))));
+        let well = |generation| Well { generation, routing: Arc::new(routing_of(&plan)), ipv6 };
+        return Ok((Verdict::Fine, generation.map(well)));
     }
     let drift = diff.to_string().lines().collect::<Vec<_>>().join("; ");
     Ok((Verdict::Broken { drift }, None))
+}
+
+/// IPv6 that was off may have been switched on, which no generation tells: what has none
+/// is asked each time. What has all of it can gain nothing.
+fn has_gained(before: Ipv6) -> Result<bool, String> {
+    if before == Ipv6::Present {
+        return Ok(false);
+    }
+    Ok(routing::ipv6().map_err(|error| causes(&error))? != before)
 }

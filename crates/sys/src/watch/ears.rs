@@ -171,7 +171,9 @@ fn meaning(message: &[u8], from: Option<i32>) -> Option<Sound> {
         }
         (NEW_LINK | DEL_LINK | NEW_ADDRESS | DEL_ADDRESS, Some(from)) => {
             let interface = ne32(body.get(4..8)?)?;
-            (interface == crate::routing::LOOPBACK).then_some(Sound::Change(from))
+            // A pod whose IPv6 was off has it from its first such address on.
+            let is_ipv6 = kind == NEW_ADDRESS && i32::from(*body.first()?) == libc::AF_INET6;
+            (is_ipv6 || interface == crate::routing::LOOPBACK).then_some(Sound::Change(from))
         }
         (NEW_ROUTE | DEL_ROUTE, Some(from)) => {
             let table = u32::from(*body.get(4)?);

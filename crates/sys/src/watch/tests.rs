@@ -64,7 +64,8 @@ fn is_not_heard(notices: &Receiver<Notice>, netns: &Netns, line: &str, mark: &Ne
 fn hears_what_concerns_capture_and_nothing_else() {
     let (watch, notices) = watch();
     let [pod, mark, other] = [(); 3].map(|()| Netns::create().unwrap());
-    shell(&pod, "ip link set lo up");
+    // What gets an IPv6 address of itself says so a second later.
+    shell(&pod, "ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6");
     for netns in [&pod, &mark] {
         watch.add(netns).unwrap();
     }
@@ -94,6 +95,7 @@ fn hears_what_concerns_capture_and_nothing_else() {
         "ip route flush table 133",
         "ip -6 addr add ::6 dev lo",
         "ip -6 addr del ::6/128 dev lo",
+        "echo 0 >/proc/sys/net/ipv6/conf/a0/disable_ipv6; ip -6 addr add 2001:db8::1/64 dev a0 nodad",
         "ip link set lo down",
     ] {
         is_heard(&notices, &pod, line);

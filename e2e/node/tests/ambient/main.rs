@@ -9,6 +9,7 @@ mod course;
 mod crowd;
 mod drift;
 mod enrol;
+mod family;
 mod live;
 mod loud;
 mod moved;
