@@ -6,16 +6,16 @@ mod selftest;
 
 use crate::ambient::Options;
 use crate::backend::NodeBackend;
-use crate::config::{AgentArgs, Entry};
+use crate::config::{AgentArgs, Entry, Listen};
 use crate::health::Health;
 use crate::hosts::Hosts;
-use crate::install::{PluginEntry, Settings};
+use crate::install::{PluginEntry, Readiness, Settings};
 use crate::logsocket::LogSocket;
-use crate::metrics::Served;
+use crate::metrics::{Metrics, Served};
 use crate::notice::{self, Notices};
 use crate::record::Records;
 use crate::repair;
-use crate::responder::Responder;
+use crate::responder::{Page, Responder};
 use crate::server::Server;
 use crate::source::Pods;
 use crate::source::kubernetes::Interest;
@@ -28,6 +28,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Threads that only wait for sockets; the work is done on blocking threads.
 const WORKERS: usize = 2;
@@ -120,22 +122,15 @@ async fn serve(
         entry.agent_host_network |= hosts.agent_is_on_host();
     }
     let health = Arc::new(Health::default());
-    let health_port =
-        bind(args.health(), "/healthz and /readyz", "--health-address (SLUICE_HEALTH_ADDRESS)")?;
-    let metrics_port = bind(args.monitoring()?, "/metrics", "--monitoring-port (MONITORING_PORT)")?;
-    let interest = Interest {
-        annotations: repair.iter().map(|repair| repair.signs.annotation.clone()).collect(),
-        namespace_labels: config.ambient_enabled,
-    };
-    let source = Pods::open(&args.source(), interest).await?;
+    let ports = Ports::bind(args)?;
+    let source = Pods::open(&args.source(), interest(&config, repair.as_ref())).await?;
     synced(&health, &source);
     let self_test = SelfTest::new(&health);
-    let installed = installation.as_ref().map(|_| installer::condition(&health));
+    let installation =
+        installation.map(|(settings, entry)| (settings, entry, installer::condition(&health)));
     tick(&health);
-    if let Some(port) = health_port {
-        let health = Arc::clone(&health);
-        tokio::spawn(port.run(move |path| health.page(path)));
-    }
+    let pages = Arc::clone(&health);
+    show(ports.health, move |path| pages.page(path));
     let removed = run_dir.join(crate::install::REMOVED);
     let server = Server::bind(&run_dir, &[wire::passed::RECORDS])?;
     let log_socket = LogSocket::bind(&run_dir)?;
@@ -159,40 +154,68 @@ async fn serve(
     let operator_socket = parts.operate(&agent, ambient)?;
     agent.keep_house(installation.is_some(), health.beats("house", HOUSE_SILENCE))?;
     let metrics = parts.metrics(&agent);
-    if let Some(port) = metrics_port {
-        let metrics = Arc::clone(&metrics);
-        tokio::spawn(port.run(move |path| metrics.page(path)));
-    }
+    let pages = Arc::clone(&metrics);
+    show(ports.metrics, move |path| pages.page(path));
     parts.repair(repair, &agent, &metrics);
     let lines = Arc::clone(&metrics);
     let log_socket = tokio::spawn(log_socket.run(move |level| lines.plugin_line(level)));
     tokio::spawn(self_test.run(Arc::clone(&agent), parts.run_dir, Arc::clone(&health)));
     let beat = health.beats("plugin socket", SILENCE);
     let observer = Arc::new(Served { metrics: Arc::clone(&metrics), beat });
-    let ending = Arc::clone(&health);
-    let stop = async move {
-        stop.await;
-        ending.stop();
-    };
+    let stop = ending(stop, &health);
     let serving = tokio::spawn(server.run(Arc::clone(&agent), observer, stop));
     // Last: the plugin must find someone to ask.
-    let installation = match (installation, installed) {
-        (Some((settings, entry)), Some(ready)) => {
-            Some(Installation::start(settings, entry, ready, metrics, &health)?)
-        }
-        _ => None,
-    };
+    let installation = install(installation, metrics, &health)?;
+    let served = ended(serving, installation, [log_socket, operator_socket]).await;
+    if removed.exists() {
+        tokio::task::spawn_blocking(move || agent.leave_host()).await?;
+    }
+    served
+}
+
+/// What the source is to keep of pods and namespaces.
+fn interest(config: &Config, repair: Option<&repair::Settings>) -> Interest {
+    Interest {
+        annotations: repair.iter().map(|repair| repair.signs.annotation.clone()).collect(),
+        namespace_labels: config.ambient_enabled,
+    }
+}
+
+fn install(
+    wanted: Option<(Settings, PluginEntry, watch::Sender<Readiness>)>,
+    metrics: Arc<Metrics>,
+    health: &Health,
+) -> Result<Option<Installation>> {
+    let Some((settings, entry, ready)) = wanted else { return Ok(None) };
+    Installation::start(settings, entry, ready, metrics, health).map(Some)
+}
+
+/// `stop`, from which on the agent is not ready.
+fn ending(
+    stop: impl Future<Output = ()> + Send + 'static,
+    health: &Arc<Health>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let health = Arc::clone(health);
+    async move {
+        stop.await;
+        health.stop();
+    }
+}
+
+/// Waits for the end of the plugin's requests, and then ends the rest.
+async fn ended(
+    serving: JoinHandle<()>,
+    installation: Option<Installation>,
+    sockets: [JoinHandle<()>; 2],
+) -> Result<()> {
     let served = serving.await.context("the plugin socket's loop");
     if let Some(installation) = installation {
         installation.stop().await;
     }
-    for socket in [log_socket, operator_socket] {
+    for socket in sockets {
         socket.abort();
         // Its socket's file goes when the task has.
         let _ = socket.await;
-    }
-    if removed.exists() {
-        tokio::task::spawn_blocking(move || agent.leave_host()).await?;
     }
     served
 }
@@ -225,12 +248,29 @@ fn tick(health: &Health) {
     });
 }
 
-fn bind(
-    listen: Option<crate::config::Listen>,
-    what: &'static str,
-    setting: &'static str,
-) -> Result<Option<Responder>> {
-    Ok(listen.map(|listen| Responder::bind(listen, what, setting)).transpose()?)
+/// Ports of pages; `None` is one that is not wanted.
+struct Ports {
+    health: Option<Responder>,
+    metrics: Option<Responder>,
+}
+
+impl Ports {
+    fn bind(args: &AgentArgs) -> Result<Self> {
+        let bind = |listen: Option<Listen>, what, setting| {
+            listen.map(|listen| Responder::bind(listen, what, setting)).transpose()
+        };
+        let setting = "--health-address (SLUICE_HEALTH_ADDRESS)";
+        let health = bind(args.health(), "/healthz and /readyz", setting)?;
+        let setting = "--monitoring-port (MONITORING_PORT)";
+        let metrics = bind(args.monitoring()?, "/metrics", setting)?;
+        Ok(Self { health, metrics })
+    }
+}
+
+fn show(port: Option<Responder>, page: impl Fn(&str) -> Page + Send + Sync + 'static) {
+    if let Some(port) = port {
+        tokio::spawn(port.run(page));
+    }
 }
 
 /// The first list of pods is a condition of being ready. What is behind later is not:
