@@ -69,7 +69,6 @@ pub(crate) fn figures(dist: &Path, scratch: &Arc<Scratch>) -> Result<Vec<Figure>
     stage.pass(ALONE)?;
     figures.extend(stage.alone("by-label-after-add")?.into_iter().take(1));
     figures.extend(stage.by_add()?);
-    figures.push(stage.boot()?);
     figures.extend(stage.restart()?);
     figures.extend(stage.audit()?);
     Ok(figures)
@@ -224,55 +223,16 @@ impl Stage {
         self.pods.iter().take(pods).try_for_each(|member| add(plugin, run, member).map(drop))
     }
 
-    fn renew(&mut self) -> Result<()> {
+    /// Other pods in the same sandboxes: ambient from the start. Some of them one after
+    /// the other, then the rest as fast as a runtime can.
+    fn by_add(&mut self) -> Result<Vec<Figure>> {
         for member in &mut self.pods {
             self.server.remove("pods", MESH, &member.pod.name());
             member.pod.number += PODS;
         }
-        let pending = json!({"phase": "Pending"});
-        let publish = |member: &Member| self.publish(member.pod, pending.clone(), Some("ambient"));
-        self.pods.iter().try_for_each(publish)
-    }
-
-    /// A node boots: all ADDs at once, and ztunnel is late about one pod. What the agent
-    /// has no room for is tried again. Until all others are done.
-    fn boot(&mut self) -> Result<Figure> {
-        self.renew()?;
-        self.wait("no pod", |status| status.workloads.is_empty())?;
-        let late = self.pods.get(PODS / 2).context("no pods")?.pod.uid();
-        let delay_ms = [(late.clone(), LATE_MS)].into();
-        self.ztunnel.fail(Faults { delay_ms, gives_up: true, ..Faults::default() })?;
-        let (plugin, run) = (&self.programs.plugin, &self.directories.run);
-        let begun = Instant::now();
-        let persist = |member: &Member| {
-            while let Err(error) = add(plugin, run, member) {
-                ensure!(begun.elapsed() < PATIENCE, error);
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            Ok((member.pod.uid(), begun.elapsed()))
-        };
-        let ended = std::thread::scope(|scope| {
-            let adding: Vec<_> =
-                self.pods.iter().map(|member| scope.spawn(move || persist(member))).collect();
-            let ended = adding.into_iter().map(|adds| {
-                adds.join().map_err(|_| anyhow::anyhow!("a thread that adds a pod panicked"))?
-            });
-            ended.collect::<Result<Vec<_>>>()
-        })?;
-        let others = ended.iter().filter(|(uid, _)| *uid != late).map(|(_, took)| *took).max();
-        self.ztunnel.fail(Faults::default())?;
         for member in &self.pods {
-            self.put(member.number, Some("ambient"))?;
+            self.publish(member.pod, json!({"phase": "Pending"}), Some("ambient"))?;
         }
-        let mut time = Samples::default();
-        time.add(others.context("no pods")?);
-        Figure::new(&format!("ambient/add/{}-at-once-beside-one-late", PODS - 1), "ms", &time, None)
-    }
-
-    /// Other pods in the same sandboxes: ambient from the start. Some of them one after
-    /// the other, then the rest as fast as a runtime can.
-    fn by_add(&mut self) -> Result<Vec<Figure>> {
-        self.renew()?;
         let (mut alone, mut each) = (Samples::default(), Samples::default());
         let (first, rest) = self.pods.split_at(ALONE);
         let (plugin, run) = (&self.programs.plugin, &self.directories.run);
