@@ -63,7 +63,7 @@ impl Samples {
     }
 
     fn audit(&self, encoder: &mut DescriptorEncoder<'_>) -> Result {
-        let help = "Times that a pod's rules were found changed and put right";
+        let help = "Times that a pod's rules, or the host's, were found changed, or a pod in a namespace that nobody captured, and that was put right";
         let mut metric = counter(encoder, "sluice_drift_repaired", help)?;
         for (reason, count) in self.0.repairs() {
             ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
