@@ -40,11 +40,13 @@ pub enum Action {
         /// Where.
         netns: NetnsId,
         /// The options wanted. If the driver's view has moved on, it may program those
-        /// and say so in the event.
+        /// and say so in the event. Of a pod that was not told of yet, what its record
+        /// says.
         options: OptionsHash,
     },
     /// Take everything of ours (and of Istio's ambient form) out of the namespace, and
-    /// read back that it is out. Comes back as
+    /// read back that it is out. The record says so first: an agent that is killed and
+    /// comes back without a list of pods must not put it in again. Comes back as
     /// [`Event::Unprogrammed`](crate::event::Event::Unprogrammed); a dead namespace
     /// counts as done, by [`Failure::NamespaceGone`] or by `Ok`.
     Unprogram {

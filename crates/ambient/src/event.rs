@@ -28,7 +28,7 @@ pub enum Event {
     PodGone(PodUid),
     /// Before [`Event::Listed`]: a pod that has a record is listed, or may be, and nothing
     /// can be decided about it (yet): its object or its namespace cannot be read. It is
-    /// left as it is until [`Event::Pod`] or [`Event::PodGone`].
+    /// kept as its record says until [`Event::Pod`] or [`Event::PodGone`].
     Doubtful(PodUid),
     /// The first complete list of pods was fed. Until then no ztunnel gets a snapshot,
     /// and nothing that was found at the start is taken for a leftover.
@@ -48,6 +48,9 @@ pub enum Event {
         /// could not be opened, is another one by now (the number was used again), or
         /// is not the pod's (the ownership check, where the pod is listed).
         netns: Option<NetnsId>,
+        /// What must be in it by the record, until [`Event::Pod`] says what is wanted;
+        /// `None` where its rules were being taken out.
+        options: Option<OptionsHash>,
     },
     /// At the start: this address is exempted from capture for kubelet's probes. Kept
     /// until it is known to be nobody's.

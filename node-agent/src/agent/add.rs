@@ -186,6 +186,7 @@ impl Agent {
             facts: Facts::of(pod),
             path: request.netns.clone(),
             ambient: None,
+            leaving: false,
         }
     }
 }

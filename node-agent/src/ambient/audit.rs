@@ -7,13 +7,12 @@
 use super::driver::Input;
 use super::jobs::{Held, Job, Jobs, Key, Kind, Work};
 use super::node::{Node, id};
-use super::subject;
+use super::subject::Subject;
 use crate::attention::Attention;
 use crate::backend::{generation, routing_of};
 use crate::failure::causes;
 use crate::metrics::figures::Why;
 use crate::place::{self, Survey};
-use crate::source::follow::Told;
 use ambient::event::{Failure, Place, Verdict};
 use ambient::id::{NetnsId, OptionsHash, PodUid};
 use redirect::ambient::Ipv6;
@@ -36,7 +35,7 @@ const THOROUGH: u32 = 10;
 pub(super) struct Check {
     pub(super) uid: PodUid,
     pub(super) held: Held,
-    pub(super) told: Told,
+    pub(super) subject: Subject,
     pub(super) addresses: Vec<IpAddr>,
     /// When a change was heard of.
     pub(super) since: Option<Instant>,
@@ -189,7 +188,7 @@ fn look(
             checked.push(Checked { uid: check.uid, netns, verdict, brought, since });
             continue;
         }
-        let options = subject::hash(&check.told, &node.options);
+        let options = check.subject.hash(&node.options);
         let last = last.filter(|seen| seen.options == options);
         // First: what is changed while it is looked at is heard of.
         let watched = last.map_or_else(|| watch(node, &check.held), |seen| seen.watched);
@@ -303,7 +302,7 @@ impl<'a> Places<'a> {
 
 /// The pod's processes are in another namespace than it was captured in.
 fn elsewhere(node: &Node, survey: &Survey, check: &Check) -> Option<(Place, Held)> {
-    let uids = check.told.uids();
+    let uids = check.subject.uids();
     let wanted = place::Wanted {
         uids: &uids,
         addresses: &check.addresses,
@@ -352,7 +351,10 @@ fn inside(
         return Ok((Verdict::Broken { drift: missing.join("; ") }, None));
     }
     let ipv6 = routing::ipv6().map_err(|error| causes(&error))?;
-    let (plan, _) = subject::plan(&check.told, &node.options, ipv6);
+    if check.subject.is_outdated(&node.options, node.backend.kind()) {
+        return Ok((Verdict::Fine, None));
+    }
+    let (plan, _) = check.subject.plan(&node.options, ipv6);
     let diff = node.backend.observe(&plan)?;
     if diff.is_empty() {
         let well = |generation| Well { generation, routing: Arc::new(routing_of(&plan)), ipv6 };

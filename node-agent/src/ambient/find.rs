@@ -61,7 +61,9 @@ impl Named {
 #[derive(Debug)]
 pub(super) struct Recalled {
     /// Name of its record.
-    pub(super) record: SandboxId,
+    pub(super) name: SandboxId,
+    /// Its record.
+    pub(super) record: Record,
     /// What it is known by.
     pub(super) uid: PodUid,
     /// What ztunnel was told of it.
@@ -70,8 +72,6 @@ pub(super) struct Recalled {
     pub(super) sandbox: Option<String>,
     /// Its namespace, if that is there, with an address of the pod.
     pub(super) held: Option<Held>,
-    /// Its addresses then.
-    pub(super) addresses: Vec<IpAddr>,
 }
 
 /// All at once: the processes are looked at once at most.
@@ -169,7 +169,7 @@ pub(super) fn recall(node: &Node) -> Vec<Recalled> {
                 };
                 taken.inspect_err(failed).ok()
             });
-            let uids = [uid_of(&record)];
+            let uids = [record.key()];
             let recorded = [netns_of(&record)];
             let wanted = place::Wanted {
                 uids: &uids,
@@ -191,7 +191,7 @@ pub(super) fn recall(node: &Node) -> Vec<Recalled> {
         }
         let account = record.ambient.as_ref().map(|facts| facts.service_account.clone());
         recalled.push(Recalled {
-            uid: PodUid::new(&uid_of(&record)),
+            uid: PodUid::new(&record.key()),
             identity: Identity {
                 namespace: record.pod.namespace.clone(),
                 name: record.pod.name.clone(),
@@ -199,8 +199,8 @@ pub(super) fn recall(node: &Node) -> Vec<Recalled> {
             },
             sandbox: sandbox_of(&name, &record),
             held: netns.map(|netns| held(netns, &name, &record)),
-            addresses: record.addresses,
-            record: name,
+            name,
+            record,
         });
     }
     recalled
@@ -212,13 +212,7 @@ fn sandbox_of(name: &SandboxId, record: &Record) -> Option<String> {
 
 /// A record is of ambient capture, and of this pod.
 pub(super) fn is_of(record: &Record, uid: &str) -> bool {
-    record.ambient.is_some() && uid_of(record) == uid
-}
-
-/// What a record's pod is known by.
-fn uid_of(record: &Record) -> String {
-    let pod = &record.pod;
-    pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
+    record.ambient.is_some() && record.key() == uid
 }
 
 fn netns_of(record: &Record) -> NetnsId {

@@ -22,7 +22,6 @@ mod speaker;
 mod steps;
 mod subject;
 mod timers;
-mod untold;
 mod ztunnel;
 
 pub(crate) use find::Named;
@@ -30,6 +29,7 @@ pub(crate) use look::Look;
 pub(crate) use node::Node;
 pub(crate) use options::Options;
 pub(crate) use program::NOT_PROVED;
+pub(crate) use subject::recorded_plan;
 pub(crate) use ztunnel::ServeError;
 
 use crate::failure::causes;
@@ -43,7 +43,7 @@ use ::ambient::machine::Machine;
 use driver::{Call, Driver, Input};
 use jobs::Held;
 use probes::Probes;
-use redirect::ambient::{AmbientPlan, Ipv6, plan};
+use redirect::ambient::{Ipv6, plan};
 use redirect::pod::Pod;
 use redirect::sidecar::PlanError;
 use std::net::IpAddr;
@@ -231,11 +231,4 @@ impl Ambient {
     pub(crate) fn figures(&self) -> &Arc<Figures> {
         &self.figures
     }
-}
-
-/// What must be in the namespace of a pod by its record.
-pub(crate) fn recorded_plan(record: &Record, options: &Options, ipv6: Ipv6) -> AmbientPlan {
-    let facts = record.ambient.as_ref();
-    let ports = facts.map(|facts| facts.probe_ports.clone()).unwrap_or_default();
-    subject::plan_of(&record.pod(), ports, options, ipv6)
 }

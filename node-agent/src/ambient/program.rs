@@ -2,15 +2,13 @@
 
 use super::jobs::{Abandoned, Held};
 use super::node::{Node, record_name};
-use super::subject;
+use super::subject::Subject;
 use crate::backend::{Programmed, rules_hash};
 use crate::failure::causes;
-use crate::record::{self, AmbientFacts, Facts, PodKey, Record};
-use crate::source::follow::Told;
+use crate::record::{self, PodKey, Record, SandboxId};
 use ambient::event::Failure;
 use ambient::id::OptionsHash;
 use redirect::ambient::AmbientPlan;
-use redirect::pod::Pod;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -39,16 +37,16 @@ struct Done {
 /// When a step fails. Rules that are in stay in: they capture.
 pub(super) fn program(
     node: &Node,
-    told: &Told,
+    subject: &Subject,
     held: &Held,
     ports: Ports,
     abandoned: &Abandoned,
 ) -> Result<OptionsHash, Failure> {
     host_is_known(node, held)?;
-    let pod = told.facts();
-    let options = subject::hash(told, &node.options);
+    let (pod, ..) = subject.facts();
+    let options = subject.hash(&node.options);
     let done =
-        within_pod(&held.netns, node.hosts.own(), || inside(node, told, held, ports, abandoned))
+        within_pod(&held.netns, node.hosts.own(), || inside(node, subject, held, ports, abandoned))
             .map_err(|error| unreachable(&error))??;
     let until = Instant::now() + ARRIVAL;
     let report = done.proof.finish(until).map_err(|error| not_proved(&error))?;
@@ -71,7 +69,7 @@ pub(super) fn program(
 
 fn inside(
     node: &Node,
-    told: &Told,
+    subject: &Subject,
     held: &Held,
     ports: Ports,
     abandoned: &Abandoned,
@@ -79,14 +77,14 @@ fn inside(
     let failed = |what: String| Failure::Transient(what);
     let addresses = routing::addresses().map_err(|error| failed(causes(&error)))?;
     let ipv6 = routing::ipv6().map_err(|error| failed(causes(&error)))?;
-    let (plan, ignored) = subject::plan(told, &node.options, ipv6);
-    let Pod { namespace, name, uid, .. } = told.facts();
+    let (plan, ignored) = subject.plan(&node.options, ipv6);
+    let (PodKey { namespace, name, uid }, ..) = subject.facts();
     for problem in ignored {
         tracing::warn!(ns = namespace, pod = name, uid, reason = %problem, "annotation ignored: the pod runs already");
     }
     // First: an agent that is killed in between must find the namespace again.
-    if let Some(name) = record_name(held, &told.uid()) {
-        let mut record = record(node, held, told, &plan, addresses.clone());
+    if let Some(name) = record_name(held, &subject.uid()) {
+        let mut record = record(node, held, subject, &plan, addresses.clone());
         // One that cannot be read is replaced.
         if let Ok(Some(before)) = node.records.read(&name) {
             record.join(&before);
@@ -122,8 +120,14 @@ fn not_proved(error: &ProbeError) -> Failure {
 ///
 /// # Errors
 /// When something is left.
-pub(super) fn unprogram(node: &Node, held: &Held, abandoned: &Abandoned) -> Result<(), Failure> {
+pub(super) fn unprogram(
+    node: &Node,
+    names: &[SandboxId],
+    held: &Held,
+    abandoned: &Abandoned,
+) -> Result<(), Failure> {
     host_is_known(node, held)?;
+    names.iter().for_each(|name| strike_out(node, name, abandoned));
     within_pod(&held.netns, node.hosts.own(), || {
         if abandoned.is_set() {
             return Err(given_up());
@@ -131,6 +135,21 @@ pub(super) fn unprogram(node: &Node, held: &Held, abandoned: &Abandoned) -> Resu
         node.backend.clear().map_err(Failure::Transient)
     })
     .map_err(|error| unreachable(&error))?
+}
+
+/// Notes in a pod's record that its rules go: an agent that starts anew, and is not told
+/// of the pod, would put them in again.
+fn strike_out(node: &Node, name: &SandboxId, abandoned: &Abandoned) {
+    let strike = || match node.records.read(name) {
+        Ok(Some(record)) if record.ambient.is_some() && !record.leaving => {
+            node.records.write(name, &Record { leaving: true, ..record })
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Some(Err(error)) = abandoned.unless(strike) {
+        tracing::warn!(reason = %causes(&error), "a record does not say that its pod is being un-enrolled");
+    }
 }
 
 /// Nothing is programmed where nothing tells a pod's namespace from the host's.
@@ -158,28 +177,25 @@ fn unreachable(error: &NetnsError) -> Failure {
 fn record(
     node: &Node,
     held: &Held,
-    told: &Told,
+    subject: &Subject,
     plan: &AmbientPlan,
     addresses: Vec<IpAddr>,
 ) -> Record {
-    let pod = told.facts();
+    let (pod, facts, ambient) = subject.facts();
     let id = held.netns.id();
     Record {
         version: Record::VERSION,
         sandbox: held.sandbox.clone().unwrap_or_default(),
         interface: held.interface.clone(),
         interfaces: BTreeSet::new(),
-        pod: PodKey {
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
-            uid: pod.uid.clone(),
-        },
+        pod,
         netns: record::Namespace { dev: id.dev, ino: id.ino },
         backend: node.backend.kind().to_string(),
         rules: rules_hash(plan),
         addresses,
-        facts: Facts::of(pod),
+        facts,
         path: held.path.clone(),
-        ambient: Some(AmbientFacts::of(told.workload())),
+        ambient,
+        leaving: false,
     }
 }

@@ -5,8 +5,8 @@
 use super::annotate::Written;
 use super::find::Named;
 use super::node::Node;
-use super::subject;
-use crate::record::SandboxId;
+use super::subject::{self, Subject};
+use crate::record::{PodKey, Record, SandboxId};
 use crate::source::follow::Told;
 use crate::source::kubernetes::object::PodName;
 use ambient::event::{Annotation, PodState, Wanted};
@@ -53,6 +53,8 @@ pub(super) struct Roster {
     records: HashMap<PodUid, BTreeSet<SandboxId>>,
     /// Pods that were captured before the start.
     recalled: Vec<(PodName, PodUid)>,
+    /// Their records; of those that the source has not told of.
+    untold: HashMap<PodUid, Arc<Record>>,
 }
 
 impl Roster {
@@ -66,12 +68,18 @@ impl Roster {
             sandboxes: HashMap::new(),
             records: HashMap::new(),
             recalled: Vec::new(),
+            untold: HashMap::new(),
         }
     }
 
-    /// A record says that the pod was captured before the start.
-    pub(super) fn recall(&mut self, name: PodName, uid: PodUid) {
-        self.recalled.push((name, uid));
+    /// A record says that the pod was captured before the start. Of several the first
+    /// counts whose namespace is there.
+    pub(super) fn recall(&mut self, uid: PodUid, record: Record, is_there: bool) {
+        let PodKey { namespace, name, .. } = record.pod.clone();
+        self.recalled.push((PodName { namespace, name }, uid.clone()));
+        if is_there {
+            self.untold.entry(uid).or_insert_with(|| Arc::new(record));
+        }
     }
 
     /// Recalled pods that the source has, or may have, and could tell nothing of.
@@ -159,6 +167,7 @@ impl Roster {
             // A manifest says none, nor does a status that kubelet has not written yet.
             state.ips = self.given(uid).to_vec();
         }
+        self.untold.remove(uid);
         self.pods.insert(uid.clone(), Known { told, wanted, written });
         state
     }
@@ -183,6 +192,12 @@ impl Roster {
     /// A pod as it was told of last.
     pub(super) fn told(&self, uid: &PodUid) -> Option<&Told> {
         self.pods.get(uid).map(|known| &known.told)
+    }
+
+    /// Who says what is wanted of it: the source, or else its record.
+    pub(super) fn subject(&self, uid: &PodUid) -> Option<Subject> {
+        let recorded = || self.untold.get(uid).cloned().map(Subject::Recorded);
+        self.told(uid).cloned().map(Subject::Told).or_else(recorded)
     }
 
     /// Addresses by its status, or those that the chain gave it.
@@ -264,6 +279,7 @@ impl Roster {
     /// Nothing of it is left in the kernel: its records go, too. Comes back with them.
     pub(super) fn forget(&mut self, uid: &PodUid) -> BTreeSet<SandboxId> {
         self.addresses.remove(uid);
+        self.untold.remove(uid);
         self.records.remove(uid).unwrap_or_default()
     }
 }

@@ -7,7 +7,9 @@ use super::jobs::{Abandoned, Held, Job, Jobs, Key, Kind, Outcome, Work};
 use super::node::Node;
 use super::probes::Probes;
 use super::program;
+use super::subject::Subject;
 use crate::metrics::figures::Figures;
+use crate::record::SandboxId;
 use crate::source::Pods;
 use crate::source::follow::Told;
 use ambient::action::Stage;
@@ -31,7 +33,7 @@ pub(super) struct Steps {
     /// When each step was asked for.
     begun: HashMap<StepId, Instant>,
     annotating: HashMap<StepId, (PodUid, Annotation)>,
-    /// Whose rules are being written.
+    /// Whose rules are being written, or taken out.
     programming: HashMap<StepId, PodUid>,
 }
 
@@ -108,14 +110,16 @@ impl Steps {
         step: StepId,
         uid: &PodUid,
         netns: NetnsId,
-        (told, held): (Option<Told>, Option<Held>),
+        (subject, held): (Option<Subject>, Option<Held>),
         ports: Ports,
     ) {
         self.programming.insert(step, uid.clone());
         self.within(step, netns, held, Kind::Program, move |node, held, abandoned| {
-            let told = told.ok_or_else(|| Failure::Transient("the pod is not known".to_owned()));
+            let unknown = || Failure::Transient("the pod is not known".to_owned());
             Outcome::Programmed(
-                told.and_then(|t| program::program(node, &t, held, ports, abandoned)),
+                subject
+                    .ok_or_else(unknown)
+                    .and_then(|subject| program::program(node, &subject, held, ports, abandoned)),
             )
         });
     }
@@ -127,10 +131,18 @@ impl Steps {
         own.for_each(|(step, _)| self.jobs.give_up(*step));
     }
 
-    /// Takes them out.
-    pub(super) fn unprogram(&mut self, step: StepId, netns: NetnsId, held: Option<Held>) {
-        self.within(step, netns, held, Kind::Unprogram, |node, held, abandoned| {
-            Outcome::Unprogrammed(program::unprogram(node, held, abandoned))
+    /// Takes them out. `records`: names of those that there may be of the pod.
+    pub(super) fn unprogram(
+        &mut self,
+        step: StepId,
+        uid: &PodUid,
+        netns: NetnsId,
+        held: Option<Held>,
+        records: Vec<SandboxId>,
+    ) {
+        self.programming.insert(step, uid.clone());
+        self.within(step, netns, held, Kind::Unprogram, move |node, held, abandoned| {
+            Outcome::Unprogrammed(program::unprogram(node, &records, held, abandoned))
         });
     }
 

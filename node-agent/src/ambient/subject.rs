@@ -1,6 +1,8 @@
 //! From a pod as a source has it to the facts that the state machine decides by.
 
 use super::options::Options;
+use crate::backend::rules_hash;
+use crate::record::{AmbientFacts, Facts, PodKey, Record};
 use crate::source::follow::Told;
 use ambient::event::{Annotation, Identity, PodState, Wanted};
 use ambient::id::{OptionsHash, PodUid};
@@ -8,6 +10,8 @@ use redirect::ambient::{AmbientPlan, Ipv6, ProbePorts, plan_running};
 use redirect::enroll::{self, DecideError, decide};
 use redirect::pod::{Namespace, Pod};
 use redirect::sidecar::PlanError;
+use std::sync::Arc;
+use sys::backend::BackendKind;
 
 /// The annotation that istiod and istioctl read (reference 4.14).
 pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -48,22 +52,94 @@ pub(super) fn plan(told: &Told, options: &Options, ipv6: Ipv6) -> (AmbientPlan, 
     (plan, errors)
 }
 
-/// [`plan`] of facts that were written down.
-pub(super) fn plan_of(
-    pod: &Pod,
-    probe_ports: Vec<u16>,
-    options: &Options,
-    ipv6: Ipv6,
-) -> AmbientPlan {
-    let (mut plan, _) = plan_running(pod, &options.capture, ipv6);
-    plan.probe_ports = ProbePorts::Only(probe_ports);
+/// What must be in the namespace of a pod by its record.
+pub(crate) fn recorded_plan(record: &Record, options: &Options, ipv6: Ipv6) -> AmbientPlan {
+    let (mut plan, _) = plan_running(&record.pod(), &options.capture, ipv6);
+    let ports = record.ambient.as_ref().map(|facts| facts.probe_ports.clone());
+    plan.probe_ports = ProbePorts::Only(ports.unwrap_or_default());
     plan
 }
 
 /// Equal hashes mean equal rules in the same namespace.
 pub(super) fn hash(told: &Told, options: &Options) -> OptionsHash {
-    let (plan, _) = plan(told, options, Ipv6::Present);
+    digest(&plan(told, options, Ipv6::Present).0)
+}
+
+/// [`hash`] of a pod as its record has it.
+pub(super) fn recorded_hash(record: &Record, options: &Options) -> OptionsHash {
+    digest(&recorded_plan(record, options, Ipv6::Present))
+}
+
+fn digest(plan: &AmbientPlan) -> OptionsHash {
     OptionsHash(fnv(format!("{plan:?}").as_bytes()))
+}
+
+/// Who says what is wanted of a captured pod.
+#[derive(Debug, Clone)]
+pub(super) enum Subject {
+    /// The source.
+    Told(Told),
+    /// The record of an earlier agent, as long as the source says nothing.
+    Recorded(Arc<Record>),
+}
+
+impl Subject {
+    /// What the pod is known by.
+    pub(super) fn uid(&self) -> String {
+        match self {
+            Self::Told(told) => told.uid(),
+            Self::Recorded(record) => record.key(),
+        }
+    }
+
+    /// Uids that its processes may have.
+    pub(super) fn uids(&self) -> Vec<String> {
+        match self {
+            Self::Told(told) => told.uids(),
+            Self::Recorded(record) => vec![record.key()],
+        }
+    }
+
+    /// See [`hash`].
+    pub(super) fn hash(&self, options: &Options) -> OptionsHash {
+        match self {
+            Self::Told(told) => hash(told, options),
+            Self::Recorded(record) => recorded_hash(record, options),
+        }
+    }
+
+    /// See [`plan`].
+    pub(super) fn plan(&self, options: &Options, ipv6: Ipv6) -> (AmbientPlan, Vec<PlanError>) {
+        match self {
+            Self::Told(told) => plan(told, options, ipv6),
+            // What is wrong with its annotations was said when it was written.
+            Self::Recorded(record) => (recorded_plan(record, options, ipv6), Vec::new()),
+        }
+    }
+
+    /// It was programmed otherwise than it would be now, by other settings or an older
+    /// agent: that is no drift, and what is to become of it is decided once it is told of.
+    pub(super) fn is_outdated(&self, options: &Options, backend: BackendKind) -> bool {
+        let Self::Recorded(record) = self else { return false };
+        let same = |ipv6| rules_hash(&recorded_plan(record, options, ipv6)) == record.rules;
+        // What IPv6 the namespace has may have changed since.
+        let is_known = [Ipv6::Present, Ipv6::NoLoopback, Ipv6::Absent].into_iter().any(same);
+        !is_known || record.backend != backend.to_string()
+    }
+
+    /// The part of a record that is about the pod.
+    pub(super) fn facts(&self) -> (PodKey, Facts, Option<AmbientFacts>) {
+        match self {
+            Self::Told(told) => {
+                let Pod { namespace, name, uid, .. } = told.facts().clone();
+                let facts = Facts::of(told.facts());
+                (PodKey { namespace, name, uid }, facts, Some(AmbientFacts::of(told.workload())))
+            }
+            Self::Recorded(record) => {
+                (record.pod.clone(), record.facts.clone(), record.ambient.clone())
+            }
+        }
+    }
 }
 
 /// FNV-1a, the same in every build.

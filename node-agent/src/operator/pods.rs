@@ -31,6 +31,9 @@ const LIMIT: Duration = Duration::from_secs(6);
 /// settings.
 pub(super) const UNKNOWN_SETTINGS: &str = "the agent's settings are not those of this environment (AMBIENT_*, ISTIO_OUTBOUND_*, ...), so what must be there is not known";
 
+/// Of a pod that the agent has by its record alone.
+const UNTOLD: &str = "the source of pods (the API server) has not told of it since the agent started; it is kept as its record says until it does";
+
 /// Standings, as they are told.
 pub(super) const VERIFIED: &str = "verified";
 const UNVERIFIED: &str = "unverified";
@@ -62,24 +65,18 @@ pub(super) fn pods(known: &Known, live: Option<Live<'_>>) -> Vec<Pod> {
                 elsewhere(row, known, record, live, &places, survey);
             }
         }
-        let seen: HashSet<String> = records.iter().map(|(_, r)| key(r)).collect();
+        let seen: HashSet<String> = records.iter().map(|(_, r)| r.key()).collect();
         rows.extend(unrecorded(known, live, &seen));
     }
     rows.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     rows
 }
 
-/// What a record's pod is known by.
-pub(super) fn key(record: &Record) -> String {
-    let pod = &record.pod;
-    pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
-}
-
 /// Of several sandboxes of a pod the one that is there, else any.
 fn latest(records: Vec<(SandboxId, Record)>) -> Vec<(SandboxId, Record)> {
     let mut by_pod: BTreeMap<String, Vec<(SandboxId, Record)>> = BTreeMap::new();
     for found in records {
-        by_pod.entry(key(&found.1)).or_default().push(found);
+        by_pod.entry(found.1.key()).or_default().push(found);
     }
     let places = Places::new();
     by_pod.into_values().filter_map(|all| present(all, &places)).collect()
@@ -195,7 +192,7 @@ fn judge(row: &mut Pod, record: &Record, live: Live<'_>) {
         UNVERIFIED.clone_into(&mut row.standing);
         row.reason = Some("the pod has ended".to_owned());
     }
-    let view = live.look.and_then(|look| Some((look, look.pod(&key(record))?)));
+    let view = live.look.and_then(|look| Some((look, look.pod(&record.key())?)));
     match view {
         Some((look, (view, since))) if record.ambient.is_some() => {
             ambient(row, view, *since, look);
@@ -273,8 +270,9 @@ fn ambient(row: &mut Pod, view: &PodView, since: Option<Duration>, look: &Look) 
     let leaving = (word == LEAVING)
         .then(|| if left { "it is being un-enrolled" } else { "it is un-enrolled" }.to_owned());
     let cause = cause.map(|cause| cause.code().to_owned());
+    let untold = (view.identity.is_none() && word != LEAVING).then(|| UNTOLD.to_owned());
     let all: Vec<String> =
-        [leaving, cause, stage, trouble, row.reason.take()].into_iter().flatten().collect();
+        [leaving, untold, cause, stage, trouble, row.reason.take()].into_iter().flatten().collect();
     row.reason = Some(all.join("; "));
 }
 

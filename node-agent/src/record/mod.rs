@@ -46,6 +46,9 @@ pub(crate) struct Record {
     /// It is captured for ztunnel, and not for a sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ambient: Option<AmbientFacts>,
+    /// Its rules are being taken out, or are out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) leaving: bool,
 }
 
 /// What ztunnel was told of an ambient pod, and what of its plan is in no annotation.
@@ -124,6 +127,12 @@ impl Facts {
 impl Record {
     /// Format of the file that this version writes.
     pub(crate) const VERSION: u32 = 1;
+
+    /// What its pod is known by.
+    pub(crate) fn key(&self) -> String {
+        let pod = &self.pod;
+        pod.uid.clone().unwrap_or_else(|| format!("{}/{}", pod.namespace, pod.name))
+    }
 
     /// The interfaces, whoever wrote them.
     pub(crate) fn attached(&self) -> BTreeSet<String> {

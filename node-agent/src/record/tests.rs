@@ -33,6 +33,7 @@ fn record(id: &str) -> Record {
         facts: Facts::of(&pod),
         path: String::new(),
         ambient: None,
+        leaving: false,
     }
 }
 

@@ -21,7 +21,7 @@ impl Machine {
     fn must_say(&self, uid: &PodUid, goal: Goal) -> Option<Annotation> {
         let pod = self.pods.get(uid).filter(|p| !p.gone)?;
         match goal {
-            Goal::Wait => return None,
+            Goal::Wait | Goal::Keep(_) => return None,
             Goal::Leave if pod.hides_rules() => return may_hide(pod),
             Goal::Leave | Goal::Gone => return Some(Annotation::Absent),
             Goal::In(_) if self.stage(uid).is_none() => return Some(Annotation::Enabled),

@@ -11,7 +11,7 @@ impl Machine {
         let current = self.pods.get(uid).is_some_and(|pod| {
             pod.netns() == Some(netns)
                 && pod.step.is_none()
-                && matches!(pod.goal(self.draining), Goal::In(_))
+                && matches!(pod.goal(self.draining), Goal::In(_) | Goal::Keep(_))
         });
         if !current {
             if let Verdict::Elsewhere(place) = verdict {

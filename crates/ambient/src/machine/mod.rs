@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::event::{Annotation, Event, Identity, PodState};
 use crate::id::{NetnsId, PeerId, PodUid, RequestId, SessionId, TimerId};
 use desk::{Alarm, Desk, Work};
+use place::Recorded;
 use pod::{Goal, Pod, Pods, Proxy, Rules};
 use probe::{Claim, Probes};
 use request::{Add, Request};
@@ -132,8 +133,8 @@ impl Machine {
                 }
             }
             Event::Listed => self.on_listed(),
-            Event::Recorded { uid, identity, sandbox, netns } => {
-                self.on_recorded(uid, identity, sandbox, netns);
+            Event::Recorded { uid, identity, sandbox, netns, options } => {
+                self.on_recorded(uid, identity, Recorded { sandbox, netns, options });
             }
             Event::ProbeFound { ip } => self.probes.found(ip),
             Event::Add { request, uid, sandbox, netns, ips } => {
@@ -299,7 +300,7 @@ impl Machine {
                 self.probes.claim(pod.ips(), &claim, pod.placed().is_some())
             }
             Goal::Leave if pod.rules != Rules::Absent => false,
-            Goal::Wait => false,
+            Goal::Wait | Goal::Keep(_) => false,
             Goal::In(_) | Goal::Leave | Goal::Gone => self.probes.disclaim(uid),
         };
         if changed {
@@ -317,7 +318,7 @@ impl Machine {
     fn part(&mut self, uid: &PodUid, goal: Goal) {
         let over = match goal {
             Goal::Gone | Goal::Leave => self.nothing_left(uid),
-            Goal::In(_) | Goal::Wait => false,
+            Goal::In(_) | Goal::Keep(_) | Goal::Wait => false,
         };
         let Some(pod) = self.pods.get_mut(uid).filter(|_| over) else { return };
         if pod.recorded {

@@ -10,7 +10,14 @@ use super::retry::Told;
 use super::session::NOWHERE;
 use crate::action::{Action, Cause, Report, Stage};
 use crate::event::{self, Failure, Identity};
-use crate::id::{NetnsId, PodUid, SandboxId, StepId};
+use crate::id::{NetnsId, OptionsHash, PodUid, SandboxId, StepId};
+
+/// What a record says of a pod's place.
+pub(super) struct Recorded {
+    pub(super) sandbox: Option<SandboxId>,
+    pub(super) netns: Option<NetnsId>,
+    pub(super) options: Option<OptionsHash>,
+}
 
 impl Machine {
     /// Puts a pod into a namespace that nobody else is in.
@@ -75,14 +82,16 @@ impl Machine {
         &mut self,
         uid: PodUid,
         identity: Option<Identity>,
-        sandbox: Option<SandboxId>,
-        netns: Option<NetnsId>,
+        Recorded { sandbox, netns, options }: Recorded,
     ) {
         let pod = self.pods.entry(uid.clone()).or_insert_with(Pod::new);
         pod.recorded = true;
         pod.recorded_as = identity.clone().or(pod.recorded_as.take());
         self.dirty.insert(uid.clone());
         let known = pod.placed().is_some();
+        if !known {
+            pod.recorded_options = options;
+        }
         let Some(netns) = netns else {
             if !known {
                 pod.maybe_rules = true;
@@ -118,7 +127,7 @@ impl Machine {
             (Goal::In(_), Place::Unknown) => true,
             (Goal::In(_), Place::Lost { .. }) => !pod.deleting(),
             (Goal::Leave, Place::Unknown) => pod.hides_rules(),
-            (Goal::Wait | Goal::Gone | Goal::Leave, _) => false,
+            (Goal::Wait | Goal::Keep(_) | Goal::Gone | Goal::Leave, _) => false,
         };
         if !sought {
             // What the search brings is of no use any more.

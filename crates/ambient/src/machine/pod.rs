@@ -14,6 +14,8 @@ pub(super) struct Pod {
     pub(super) state: Option<PodState>,
     /// By the record.
     pub(super) recorded_as: Option<Identity>,
+    /// What must be in its namespace by the record.
+    pub(super) recorded_options: Option<OptionsHash>,
     /// Deleted.
     pub(super) gone: bool,
     /// Listed, or may be, and nothing can be decided about it: all is left as it is.
@@ -118,8 +120,12 @@ pub(super) struct Marker {
 /// What is to become of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Goal {
-    /// Nothing is known but a record.
+    /// Nothing is known but a record, by which it was being un-enrolled, or which does
+    /// not say more.
     Wait,
+    /// Nothing is known but a record: what it says stays in its namespace, and is put
+    /// right. ztunnel is told nothing new of it.
+    Keep(OptionsHash),
     /// Captured.
     In(OptionsHash),
     /// Runs on without capture.
@@ -143,6 +149,7 @@ impl Pod {
         Self {
             state: None,
             recorded_as: None,
+            recorded_options: None,
             gone: false,
             doubtful: false,
             place: Place::Unknown,
@@ -178,7 +185,10 @@ impl Pod {
             return Goal::Gone;
         }
         match &self.state {
-            None => Goal::Wait,
+            None => match self.recorded_options {
+                Some(options) if !draining => Goal::Keep(options),
+                _ => Goal::Wait,
+            },
             Some(state) if state.terminal => Goal::Gone,
             Some(_) if draining => Goal::Leave,
             Some(state) => match state.wanted {
@@ -237,7 +247,7 @@ impl Pod {
             }
             (Goal::Leave, Place::At(_), Rules::Absent) => Want::Absent,
             (Goal::Leave, Place::Unknown, _) if !self.hides_rules() => Want::Absent,
-            (Goal::Wait | Goal::In(_) | Goal::Leave, _, _) => Want::AsIs,
+            (Goal::Wait | Goal::Keep(_) | Goal::In(_) | Goal::Leave, _, _) => Want::AsIs,
         }
     }
 

@@ -66,7 +66,7 @@ impl Machine {
             Goal::In(_) => None,
             Goal::Gone => Some(Refusal::Ended),
             Goal::Leave if self.draining => Some(Refusal::Draining),
-            Goal::Leave | Goal::Wait => Some(Refusal::Unwanted),
+            Goal::Leave | Goal::Wait | Goal::Keep(_) => Some(Refusal::Unwanted),
         }
     }
 

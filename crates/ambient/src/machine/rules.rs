@@ -28,14 +28,15 @@ impl Machine {
                 return;
             }
             (Goal::Leave, _) => true,
-            (Goal::Wait, _) => return,
+            (Goal::Keep(_), _) if pod.drift.is_some() => false,
+            (Goal::Wait | Goal::Keep(_), _) => return,
         };
         if pod.program.waiting() {
             return;
         }
         let uid = uid.clone();
         pod.step = Some(match goal {
-            Goal::In(options) if !leaving => {
+            Goal::In(options) | Goal::Keep(options) if !leaving => {
                 let work = Work::Program(uid.clone(), netns);
                 self.desk.start(work, |step| Action::Program { step, uid, netns, options })
             }

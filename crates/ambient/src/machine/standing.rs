@@ -25,13 +25,11 @@ impl Machine {
     }
 
     fn standing(&self, uid: &PodUid, pod: &Pod, goal: Goal) -> Standing {
-        let Goal::In(options) = goal else {
-            return match (goal, &pod.place) {
-                (Goal::Wait, _) if pod.doubtful => Standing::Unverified(Cause::Unreadable),
-                // Captured by its record, and nobody looks at it until it is told of.
-                (Goal::Wait, Place::At(_)) => Standing::Unverified(Cause::New),
-                _ => Standing::Outside,
-            };
+        let options = match goal {
+            Goal::In(options) => options,
+            Goal::Keep(_) => return kept(pod),
+            Goal::Wait if pod.doubtful => return Standing::Unverified(Cause::Unreadable),
+            Goal::Wait | Goal::Leave | Goal::Gone => return Standing::Outside,
         };
         match (&pod.place, pod.rules) {
             (Place::At(_), Rules::Proved(present)) => {
@@ -65,5 +63,22 @@ impl Machine {
             (Place::Unknown, _) if pod.ips().is_empty() => Standing::Unverified(pod.cause),
             (Place::Unknown, _) => Standing::Exposed(pod.cause),
         }
+    }
+}
+
+/// Of a pod that only its record tells of, so that nobody knows whether it is to be
+/// captured still.
+fn kept(pod: &Pod) -> Standing {
+    match &pod.place {
+        Place::At(_) if pod.drift.is_some() => Standing::Exposed(pod.cause),
+        // The runtime took its sandbox down: it need not have another.
+        Place::Lost { down: true } => Standing::Outside,
+        Place::At(_) | Place::Lost { .. } | Place::Unknown if pod.doubtful => {
+            Standing::Unverified(Cause::Unreadable)
+        }
+        Place::At(_) if pod.audit.failures() > 0 => Standing::Unverified(Cause::Unreadable),
+        Place::At(_) => Standing::Unverified(Cause::New),
+        Place::Lost { down: false } => Standing::Unverified(Cause::NamespaceGone),
+        Place::Unknown => Standing::Unverified(Cause::NotFound),
     }
 }

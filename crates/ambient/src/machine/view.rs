@@ -8,7 +8,8 @@ use crate::event::{Annotation, Identity};
 use crate::id::{NetnsId, OptionsHash, PeerId, PodUid, RequestId, SandboxId, SessionId};
 use std::net::IpAddr;
 
-/// A pod that is to be audited: its rules were proved, and no step is under way.
+/// A pod that is to be audited: its rules were proved, or a record says that they are in,
+/// and no step is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
     /// The pod.
@@ -76,10 +77,11 @@ impl Machine {
     /// Pods to audit, with what must be in their namespaces.
     pub fn audits(&self) -> impl Iterator<Item = Audit> {
         self.pods.iter().filter_map(|(uid, pod)| {
-            let (Goal::In(_), Rules::Proved(options), None) =
-                (pod.goal(self.draining), pod.rules, pod.step)
-            else {
-                return None;
+            let options = match (pod.goal(self.draining), pod.rules, pod.step) {
+                (Goal::In(_), Rules::Proved(options), None) => options,
+                // What has drifted is being programmed.
+                (Goal::Keep(options), _, None) if pod.drift.is_none() => options,
+                _ => return None,
             };
             Some(Audit { uid: uid.clone(), netns: pod.netns()?, options })
         })
@@ -101,7 +103,7 @@ impl Machine {
             .filter(|(_, s)| proxy.as_ref().is_some_and(|p| s.has(uid, p)))
             .map(|(id, _)| *id)
             .collect::<Vec<_>>();
-        let stage = self.stage(uid).or_else(|| self.leaving(pod));
+        let stage = self.stage(uid).or_else(|| self.lacking(pod));
         let retry = match stage {
             Some(Stage::Namespace) => Some(&pod.find),
             Some(Stage::Rules) => Some(&pod.program),
@@ -129,9 +131,11 @@ impl Machine {
         })
     }
 
-    /// What keeps rules from being out.
-    fn leaving(&self, pod: &Pod) -> Option<Stage> {
+    /// What keeps rules from being out, or the pod from being more than a record.
+    fn lacking(&self, pod: &Pod) -> Option<Stage> {
         match (pod.goal(self.draining), pod.rules) {
+            (Goal::Keep(_), _) if pod.drift.is_some() => Some(Stage::Rules),
+            (Goal::Keep(_), _) => (!self.listed).then_some(Stage::Listing),
             (Goal::Leave, _) if pod.hides_rules() => Some(Stage::Namespace),
             (Goal::Leave, Rules::Unknown | Rules::Proved(_)) => Some(Stage::Rules),
             _ => None,
@@ -175,7 +179,7 @@ impl Machine {
             && self.pods.iter().all(|(uid, pod)| match pod.goal(self.draining) {
                 Goal::In(_) => self.probes.set(uid),
                 Goal::Leave => pod.rules == Rules::Absent && !pod.hides_rules(),
-                Goal::Wait => false,
+                Goal::Wait | Goal::Keep(_) => false,
                 Goal::Gone => true,
             })
     }

@@ -53,6 +53,7 @@ enum Op {
     Retry { z: usize },
     Audit { pick: usize, how: Outcome },
     Drift { slot: usize },
+    Unlisted { slot: usize },
     FlushProbes,
     Again { pick: usize },
     Restart { done: bool, blind: bool },
@@ -68,7 +69,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// Sum of the weights in [`decode`].
-const KINDS: u8 = 179;
+const KINDS: u8 = 182;
 
 fn decode(kind: u8, a: u8, b: u8) -> Op {
     let (slot, pick, z) = (usize::from(a) % SLOTS, usize::from(a % 8), usize::from(a % 2));
@@ -124,6 +125,7 @@ fn decode(kind: u8, a: u8, b: u8) -> Op {
         168..174 => Op::Restart { done: often(50), blind: a < 32 },
         174..176 => Op::Seek { times: 1 + pick },
         176..178 => Op::Unlabelled { slot, times: usize::from(b % 8) },
+        178..181 => Op::Unlisted { slot },
         _ => Op::Drain,
     }
 }
@@ -183,6 +185,7 @@ fn happen(world: &mut World, op: Op) {
         Op::Retry { z } => world.ztunnels[z].retry(),
         Op::Audit { pick, how } => world.audit(pick, how),
         Op::Drift { slot } => world.drift(slot),
+        Op::Unlisted { slot } => world.unlisted(slot),
         Op::FlushProbes => world.flush_probes(),
         Op::Again { pick } => world.again(pick),
         Op::Restart { done, blind } => world.restart(done, blind),

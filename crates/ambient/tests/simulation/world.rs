@@ -45,6 +45,9 @@ pub(crate) struct Record {
     identity: Identity,
     sandbox: Option<SandboxId>,
     ips: Vec<IpAddr>,
+    options: OptionsHash,
+    /// Its rules were being taken out.
+    leaving: bool,
 }
 
 /// A step under way.
@@ -52,7 +55,7 @@ pub(crate) struct Record {
 enum Job {
     Find(PodUid),
     Program(PodUid, NetnsId, OptionsHash),
-    Unprogram(NetnsId),
+    Unprogram(PodUid, NetnsId),
     SetProbe(IpAddr, PodUid, BTreeSet<u16>),
     ClearProbe(IpAddr),
     Annotate(PodUid, Annotation),
@@ -71,7 +74,7 @@ impl Job {
     fn lane(&self) -> Lane {
         match self {
             Self::Find(uid) => Lane::Search(uid.clone()),
-            Self::Program(_, netns, _) | Self::Unprogram(netns) => Lane::Netns(*netns),
+            Self::Program(_, netns, _) | Self::Unprogram(_, netns) => Lane::Netns(*netns),
             Self::SetProbe(ip, ..) | Self::ClearProbe(ip) => Lane::Ip(*ip),
             Self::Annotate(uid, _) => Lane::Api(uid.clone()),
         }
@@ -214,7 +217,7 @@ impl World {
                 (Job::Program(_, a, o), Action::Program { netns, options, .. }) => {
                     a == netns && o == options
                 }
-                (Job::Unprogram(a), Action::Unprogram { netns, .. }) => a == netns,
+                (Job::Unprogram(_, a), Action::Unprogram { netns, .. }) => a == netns,
                 (Job::ClearProbe(a), Action::ClearProbe { ip, .. }) => a == ip,
                 (Job::Annotate(a, v), Action::Annotate { uid, value, .. }) => {
                     a == uid && v == value
@@ -230,9 +233,15 @@ impl World {
             Action::Find { step, uid } => self.jobs.push((step, Job::Find(uid))),
             Action::Program { step, uid, netns, options } => {
                 assert!(self.fds.contains(&netns), "program {netns} after its release");
-                let told = &self.told[&uid];
-                assert!(!self.draining && !told.terminal, "program {uid}, which is not wanted");
-                assert_ne!(told.wanted, Wanted::No, "program {uid}, which is not wanted");
+                assert!(!self.draining, "program {uid}, which is not wanted");
+                if let Some(told) = self.told.get(&uid) {
+                    assert!(!told.terminal, "program {uid}, which is not wanted");
+                    assert_ne!(told.wanted, Wanted::No, "program {uid}, which is not wanted");
+                } else {
+                    let record = &self.records[&uid];
+                    assert!(!record.leaving, "program {uid}, which was being un-enrolled");
+                    assert_eq!(record.options, options, "{uid}: not what its record says");
+                }
                 self.jobs.push((step, Job::Program(uid, netns, options)));
             }
             Action::Unprogram { step, uid, netns } => {
@@ -241,7 +250,7 @@ impl World {
                 let leaves = self.draining || told.wanted == Wanted::No;
                 assert!(leaves, "unprogram {uid}, which is wanted: its traffic escapes");
                 assert!(!told.terminal);
-                self.jobs.push((step, Job::Unprogram(netns)));
+                self.jobs.push((step, Job::Unprogram(uid, netns)));
             }
             Action::Release(netns) => {
                 self.fds.remove(&netns);
@@ -249,7 +258,7 @@ impl World {
             Action::Forget(uid) => {
                 self.records.remove(&uid);
                 self.given.remove(&uid);
-                let own = |job: &Job| matches!(job, Job::Program(of, ..) if *of == uid);
+                let own = |job: &Job| matches!(job, Job::Program(of, ..) | Job::Unprogram(of, _) if *of == uid);
                 self.barred.extend(self.jobs.iter().filter(|(_, job)| own(job)).map(|(id, _)| *id));
             }
             Action::Send { session, message } => self.send(session, message),
@@ -324,7 +333,7 @@ impl World {
         assert!(namespace.proved, "{uid}: captured, but never proved");
         let intact = namespace.rules.is_some() || namespace.drifted;
         assert!(intact, "{uid}: captured, but its rules were taken out");
-        let leaving = |(_, job): &(StepId, Job)| matches!(job, Job::Unprogram(n) if *n == netns);
+        let leaving = |(_, job): &(StepId, Job)| matches!(job, Job::Unprogram(_, n) if *n == netns);
         assert!(
             !self.jobs.iter().any(leaving),
             "{uid}: captured, but its rules are being taken out"
@@ -613,14 +622,25 @@ impl World {
     }
 
     /// The record comes before the rules.
-    fn write_down(&mut self, step: StepId, uid: &PodUid, netns: NetnsId) {
-        let Some(told) = self.told.get(uid).filter(|_| !self.barred.contains(&step)) else {
+    fn write_down(&mut self, step: StepId, uid: &PodUid, netns: NetnsId, options: OptionsHash) {
+        if self.barred.contains(&step) {
+            return;
+        }
+        let recorded = self.records.get(uid).map(|r| &r.identity);
+        let Some(identity) = recorded.or(self.told.get(uid).map(|t| &t.identity)).cloned() else {
             return;
         };
-        let identity = self.records.get(uid).map_or(&told.identity, |r| &r.identity).clone();
         let Namespace { sandbox, ips, .. } = self.namespaces[&netns].clone();
-        let record = Record { netns, identity, sandbox: Some(sandbox), ips };
+        let sandbox = Some(sandbox);
+        let record = Record { netns, identity, sandbox, ips, options, leaving: false };
         self.records.insert(uid.clone(), record);
+    }
+
+    /// So does that they are to go.
+    fn strike_out(&mut self, step: StepId, uid: &PodUid) {
+        if let Some(record) = self.records.get_mut(uid).filter(|_| !self.barred.contains(&step)) {
+            record.leaving = true;
+        }
     }
 
     /// Searches fail, again and again.
@@ -641,9 +661,21 @@ impl World {
         }
     }
 
+    /// The options that a step writes: the driver's view may have moved on.
+    fn latest(&self, uid: &PodUid, options: OptionsHash, outcome: Outcome) -> OptionsHash {
+        match self.told.get(uid).map(|told| told.wanted) {
+            Some(Wanted::Ambient(latest)) if outcome == Outcome::Odd => latest,
+            _ => options,
+        }
+    }
+
     fn outcome(&mut self, step: StepId, job: &Job, outcome: Outcome) -> Event {
-        if let (Job::Program(uid, netns, _), true) = (job, outcome != Outcome::Refused) {
-            self.write_down(step, uid, *netns);
+        match job {
+            Job::Program(uid, netns, options) if outcome != Outcome::Refused => {
+                self.write_down(step, uid, *netns, self.latest(uid, *options, outcome));
+            }
+            Job::Unprogram(uid, _) => self.strike_out(step, uid),
+            _ => {}
         }
         let failure = match outcome {
             Outcome::Refused => Failure::Refused("refused".into()),
@@ -663,11 +695,7 @@ impl World {
                 Event::Found { step, result: found }
             }
             Job::Program(uid, netns, options) => {
-                let wanted = self.told.get(uid).map(|s| s.wanted);
-                let latest = match wanted {
-                    Some(Wanted::Ambient(latest)) if outcome == Outcome::Odd => latest,
-                    _ => *options,
-                };
+                let latest = self.latest(uid, *options, outcome);
                 let resting = self.resting;
                 let namespace = self.namespaces.get_mut(netns).expect("it was made");
                 if !namespace.alive && (resting || outcome == Outcome::Odd) {
@@ -688,7 +716,7 @@ impl World {
                 };
                 Event::Programmed { step, result }
             }
-            Job::Unprogram(netns) => {
+            Job::Unprogram(_, netns) => {
                 let namespace = self.namespaces.get_mut(netns).expect("it was made");
                 if !namespace.alive && outcome == Outcome::Odd {
                     return Event::Unprogrammed { step, result: Err(Failure::NamespaceGone) };
@@ -853,11 +881,12 @@ impl World {
         let place = self.find(&audit.uid);
         let here = place.as_ref().is_some_and(|p| p.netns == audit.netns);
         let known = self.api(&audit.uid).is_some();
+        let is_told = self.told.contains_key(&audit.uid);
         let verdict = match (how, place) {
             (Outcome::Refused, _) => Verdict::Unreadable(Failure::Transient("no".into())),
             (_, Some(place)) if !here => Verdict::Elsewhere(place),
             _ if !alive => Verdict::Gone,
-            _ if !known => return,
+            _ if !known && is_told => return,
             _ if intact => Verdict::Fine,
             _ => Verdict::Broken { drift: "flushed".into() },
         };
@@ -870,6 +899,35 @@ impl World {
             namespace.rules = None;
             namespace.drifted = true;
         }
+    }
+
+    /// The agent starts while the API is away, and rules are flushed: they are put right
+    /// by what the records say, and ztunnel is told nothing.
+    pub(crate) fn unlisted(&mut self, slot: usize) {
+        self.restart(true, false);
+        self.connect(0);
+        self.drift(slot);
+        for _ in 0..4 {
+            for pick in 0..SLOTS * 2 {
+                self.audit(pick, Outcome::Done);
+            }
+            while !self.jobs.is_empty() {
+                self.finish(0, Outcome::Done);
+            }
+            for _ in 0..self.timers.len() {
+                self.ring(0);
+            }
+        }
+        for (uid, record) in self.records.iter().filter(|(_, record)| !record.leaving) {
+            let pod = self.machine.pod(uid).expect("a pod with a record is not known");
+            let Some(netns) = pod.netns else { continue };
+            let namespace = &self.namespaces[&netns];
+            let intact = namespace.rules == Some(record.options);
+            assert!(intact || !namespace.alive, "{uid}: left as it is: {pod:?}");
+            assert!(matches!(pod.standing, Standing::Unverified(_)), "{uid}: {pod:?}");
+        }
+        let told = self.ztunnels[0].connection.as_ref().map_or(0, |c| c.inbox.len());
+        assert_eq!(told, 0, "ztunnel was told something");
     }
 
     pub(crate) fn flush_probes(&mut self) {
@@ -903,8 +961,14 @@ impl World {
         for (step, job) in std::mem::take(&mut self.jobs) {
             if done {
                 let _ = self.outcome(step, &job, Outcome::Odd);
-            } else if let (Job::Program(uid, netns, _), 0) = (&job, step.0 % 2) {
-                self.write_down(step, uid, *netns);
+            } else if step.0 % 2 == 0 {
+                match &job {
+                    Job::Program(uid, netns, options) => {
+                        self.write_down(step, uid, *netns, *options);
+                    }
+                    Job::Unprogram(uid, _) => self.strike_out(step, uid),
+                    _ => {}
+                }
             }
         }
         self.barred.clear();
@@ -947,10 +1011,11 @@ impl World {
                 n.alive && record.sandbox.as_ref().is_none_or(|s| *s == n.sandbox)
             });
             let owned = self.api(&uid).is_none_or(|p| p.netns == Some(record.netns));
-            let Record { netns, identity, sandbox, ips } = record;
+            let Record { netns, identity, sandbox, ips, options, leaving } = record;
+            let options = (!leaving).then_some(options);
             self.given.insert(uid.clone(), ips);
             let (identity, netns) = (Some(identity), (alive && owned && !blind).then_some(netns));
-            self.feed(Event::Recorded { uid, identity, sandbox, netns });
+            self.feed(Event::Recorded { uid, identity, sandbox, netns, options });
         }
         for ip in self.probes.keys().copied().collect::<Vec<_>>() {
             self.feed(Event::ProbeFound { ip });

@@ -7,3 +7,4 @@ mod places;
 mod requests;
 mod sessions;
 mod truth;
+mod unlisted;

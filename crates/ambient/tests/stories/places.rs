@@ -3,7 +3,7 @@
 use crate::node::{Node, ip, netns, pod, starting, uid};
 use ambient::action::{Cause, Stage, Standing};
 use ambient::event::{Annotation, Event, Identity, Place, PodState, Verdict, Wanted};
-use ambient::id::{RequestId, SandboxId};
+use ambient::id::{OptionsHash, RequestId, SandboxId};
 use std::time::Duration;
 
 fn unlabelled(name: &str, last: u8) -> Event {
@@ -218,6 +218,7 @@ fn a_restarted_agent_takes_up_what_its_records_say() {
             identity: identity(name),
             sandbox: None,
             netns: place,
+            options: Some(OptionsHash(1)),
         });
     }
     node.tell(Event::ProbeFound { ip: ip(1) });
@@ -261,7 +262,13 @@ fn a_pod_that_an_earlier_agent_enrolled_is_found_to_be_rid_of_its_rules() {
 fn a_pod_that_is_to_leave_and_is_not_found_keeps_its_proxy_until_it_is() {
     let mut node = Node::new();
     let identity = Some(pod("b", 2).identity);
-    node.tell(Event::Recorded { uid: uid("b"), identity, sandbox: None, netns: None });
+    node.tell(Event::Recorded {
+        uid: uid("b"),
+        identity,
+        sandbox: None,
+        netns: None,
+        options: None,
+    });
     assert_eq!(node.tell(unlabelled("b", 2)), ["find b"]);
     node.tell(Event::Listed);
     assert_eq!(node.connect(1, 100), ["to 1: keep b", "to 1: snapshot sent"]);
@@ -340,7 +347,7 @@ fn a_captured_pod_that_cannot_be_decided_about_keeps_its_proxy() {
     for (name, ns) in [("a", 1), ("b", 2), ("ended", 3)] {
         let place = Some(netns(ns));
         let (uid, identity) = (uid(name), identity());
-        node.tell(Event::Recorded { uid, identity, sandbox: None, netns: place });
+        node.tell(Event::Recorded { uid, identity, sandbox: None, netns: place, options: None });
     }
     node.tell(Event::ProbeFound { ip: ip(1) });
     for name in ["a", "b"] {

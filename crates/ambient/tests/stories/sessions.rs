@@ -282,7 +282,7 @@ fn what_a_ztunnel_may_still_run_is_not_added_to() {
 fn a_nameless_ztunnel_that_connects_again_is_told_of_all_in_its_snapshot() {
     let mut node = Node::new();
     let (identity, netns) = (Some(pod("a", 1).identity), Some(netns(1)));
-    node.tell(Event::Recorded { uid: uid("a"), identity, sandbox: None, netns });
+    node.tell(Event::Recorded { uid: uid("a"), identity, sandbox: None, netns, options: None });
     node.tell(Event::Pod(pod("a", 1)));
     node.tell(Event::Listed);
     node.settle_rules("a");

@@ -15,8 +15,10 @@ impl Driver {
         match action {
             Action::Find { step, uid } => self.find(step, uid),
             Action::Program { step, uid, netns, .. } => self.program(step, &uid, netns),
-            Action::Unprogram { step, netns, .. } => {
-                self.steps.unprogram(step, netns, self.held.get(&netns).cloned());
+            Action::Unprogram { step, uid, netns } => {
+                let held = self.held.get(&netns).cloned();
+                let records = self.roster.records(&uid).cloned().collect();
+                self.steps.unprogram(step, &uid, netns, held, records);
             }
             Action::Release(netns) => {
                 self.held.remove(&netns);
@@ -101,8 +103,8 @@ impl Driver {
         if let Some(name) = held.as_ref().and_then(|held| record_name(held, uid.as_str())) {
             self.roster.is_recorded(uid, name);
         }
-        let told = self.roster.told(uid).cloned();
-        self.steps.program(step, uid, netns, (told, held), ports);
+        let subject = self.roster.subject(uid);
+        self.steps.program(step, uid, netns, (subject, held), ports);
     }
 
     fn send(&mut self, session: SessionId, message: Message) {

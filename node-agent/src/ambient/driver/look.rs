@@ -2,12 +2,9 @@
 
 use super::{AGAIN, Driver, Due};
 use crate::ambient::audit::{Check, Checked};
-use crate::ambient::jobs::{Job, Key, Kind, Work};
-use crate::ambient::untold::{self, Untold};
 use crate::metrics::figures::Why;
 use ambient::event::Event;
 use ambient::machine::Audit;
-use std::sync::Arc;
 use std::time::Instant;
 
 impl Driver {
@@ -20,7 +17,6 @@ impl Driver {
         self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
         self.roster.cleared().iter().for_each(|name| self.gone(name));
         self.say_all();
-        self.keep_untold();
         let all: Vec<Audit> = self.machine.audits().collect();
         let checks = all.into_iter().filter_map(|audit| {
             let since = self.audits.take_one(audit.netns);
@@ -28,26 +24,6 @@ impl Driver {
         });
         let checks = checks.collect();
         self.look_at(checks, Why::Period);
-    }
-
-    /// Keeps the rules of pods that the source has not told of since the start.
-    fn keep_untold(&mut self) {
-        let untold = self.machine.pods().filter(|pod| pod.identity.is_none());
-        let pods = untold.filter_map(|pod| {
-            let held = self.held.get(&pod.netns?)?.clone();
-            let records = self.roster.records(&pod.uid).cloned().collect();
-            Some(Untold { uid: pod.uid, held, records })
-        });
-        let pods: Vec<Untold> = pods.collect();
-        if pods.is_empty() {
-            return;
-        }
-        let (node, figures) = (Arc::clone(&self.node), Arc::clone(&self.figures));
-        let work = Work::Thread(Box::new(move |_| {
-            untold::keep(&node, &figures, &pods);
-            Vec::new()
-        }));
-        self.steps.jobs.push(Job { key: Key::Audit, kind: Kind::Find, steps: Vec::new(), work });
     }
 
     /// Looks at those of which something was heard. What is being written to now is
@@ -68,7 +44,7 @@ impl Driver {
     fn check(&self, audit: Audit, since: Option<Instant>) -> Option<Check> {
         Some(Check {
             addresses: self.roster.addresses(&audit.uid),
-            told: self.roster.told(&audit.uid)?.clone(),
+            subject: self.roster.subject(&audit.uid)?,
             held: self.held.get(&audit.netns)?.clone(),
             uid: audit.uid,
             since,

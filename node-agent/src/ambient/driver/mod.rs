@@ -13,6 +13,7 @@ use super::probes::Probes;
 use super::roster::Roster;
 use super::speaker::Speaker;
 use super::steps::Steps;
+use super::subject;
 use super::timers::Timers;
 use super::ztunnel::Ztunnels;
 use crate::health::Beat;
@@ -20,7 +21,7 @@ use crate::metrics::figures::{self, Figures};
 use crate::source::follow::{Change, Told};
 use crate::source::kubernetes::object::PodName;
 use ambient::action::Refusal;
-use ambient::event::{Event, Identity};
+use ambient::event::Event;
 use ambient::id::{NetnsId, PodUid, RequestId, SandboxId, TimerId};
 use ambient::machine::Machine;
 use std::collections::{HashMap, HashSet};
@@ -33,6 +34,10 @@ use sys::watch::Notice;
 
 /// How often the loop goes round at least.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How soon after the start all are looked at that were captured before: those that the
+/// source has not told of by then are kept as their records say.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
 
 /// How soon the audit is tried again when it is its turn and a look is under way.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -147,7 +152,8 @@ impl Driver {
     /// Works for as long as somebody may have something to say.
     pub(super) fn run(mut self, beat: &Beat) {
         self.recall();
-        self.timers.set(Due::Audit, Instant::now() + self.node.options.audit);
+        let first = if self.held.is_empty() { self.node.options.audit } else { FIRST_LOOK };
+        self.timers.set(Due::Audit, Instant::now() + first.min(self.node.options.audit));
         self.timers.set(Due::TakeOver, Instant::now() + BEAT);
         let mut row = 0;
         loop {
@@ -193,17 +199,19 @@ impl Driver {
     /// What was captured before the agent started.
     fn recall(&mut self) {
         for recalled in find::recall(&self.node) {
-            let Recalled { record, uid, identity, sandbox, held, addresses } = recalled;
-            self.roster.is_recorded(&uid, record);
-            let Identity { namespace, name, .. } = identity.clone();
-            self.roster.recall(PodName { namespace, name }, uid.clone());
-            self.roster.has_addresses(uid.clone(), addresses);
+            let Recalled { name, record, uid, identity, sandbox, held } = recalled;
+            self.roster.is_recorded(&uid, name);
+            let options = subject::recorded_hash(&record, &self.node.options);
+            let options = (!record.leaving).then_some(options);
+            self.roster.has_addresses(uid.clone(), record.addresses.clone());
+            self.roster.recall(uid.clone(), record, held.is_some());
             let netns = held.as_ref().map(|held| id(held.netns.id()));
             // A ztunnel from before may run in it.
             self.offered.extend(netns);
             self.held.extend(netns.zip(held));
             let sandbox = sandbox.as_deref().map(SandboxId::new);
-            self.feed(Event::Recorded { uid, identity: Some(identity), sandbox, netns });
+            let identity = Some(identity);
+            self.feed(Event::Recorded { uid, identity, sandbox, netns, options });
         }
     }
 

@@ -2,7 +2,6 @@
 
 use super::Walk;
 use crate::operator::answer::State;
-use crate::operator::pods;
 use crate::record::Record;
 use crate::source::Pods as Source;
 use ::ambient::machine::PodView;
@@ -14,7 +13,7 @@ impl Walk<'_> {
     pub(super) fn view(&self) -> Option<&PodView> {
         let uid = match (&self.told, &self.record) {
             (Some(told), _) => told.uid(),
-            (None, Some(record)) => pods::key(record),
+            (None, Some(record)) => record.key(),
             (None, None) => return None,
         };
         Some(&self.asked?.live.look?.pod(&uid)?.0)
