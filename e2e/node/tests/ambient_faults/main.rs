@@ -19,6 +19,7 @@ mod recreated;
 #[path = "../ambient/stage.rs"]
 mod stage;
 mod takeover;
+mod unlisted;
 mod ztunnel;
 
 /// How agents look after captured pods.
