@@ -29,9 +29,20 @@ struct Done {
     plan: AmbientPlan,
     programmed: Programmed,
     proof: AmbientInside,
+    /// The record had said that these very rules were in.
+    recorded: bool,
 }
 
-/// Makes the namespace capture the pod, and sees that it does; with which options.
+/// Rules that are in, and proved.
+#[derive(Debug)]
+pub(super) struct Captured {
+    /// With which options.
+    pub(super) options: OptionsHash,
+    /// The record had said that they were in, and they were not.
+    pub(super) drifted: bool,
+}
+
+/// Makes the namespace capture the pod, and sees that it does.
 ///
 /// # Errors
 /// When a step fails. Rules that are in stay in: they capture.
@@ -41,7 +52,7 @@ pub(super) fn program(
     held: &Held,
     ports: Ports,
     abandoned: &Abandoned,
-) -> Result<OptionsHash, Failure> {
+) -> Result<Captured, Failure> {
     host_is_known(node, held)?;
     let (pod, ..) = subject.facts();
     let options = subject.hash(&node.options);
@@ -64,7 +75,8 @@ pub(super) fn program(
         proof = %report,
         "rules for ztunnel are in"
     );
-    Ok(options)
+    let drifted = done.recorded && done.programmed.applied != Applied::Unchanged;
+    Ok(Captured { options, drifted })
 }
 
 fn inside(
@@ -82,11 +94,16 @@ fn inside(
     for problem in ignored {
         tracing::warn!(ns = namespace, pod = name, uid, reason = %problem, "annotation ignored: the pod runs already");
     }
+    let mut recorded = false;
     // First: an agent that is killed in between must find the namespace again.
     if let Some(name) = record_name(held, &subject.uid()) {
         let mut record = record(node, held, subject, &plan, addresses.clone());
         // One that cannot be read is replaced.
         if let Ok(Some(before)) = node.records.read(&name) {
+            recorded = !before.leaving
+                && before.netns == record.netns
+                && before.backend == record.backend
+                && before.rules == record.rules;
             record.join(&before);
         }
         let written = abandoned.unless(|| node.records.write(&name, &record));
@@ -104,7 +121,7 @@ fn inside(
         flush_dns(Queries::Direct).map_err(|error| failed(causes(&error)))?;
     }
     let proof = ambient_inside(&plan, &addresses, ports).map_err(|error| not_proved(&error))?;
-    Ok(Done { plan, programmed, proof })
+    Ok(Done { plan, programmed, proof, recorded })
 }
 
 fn given_up() -> Failure {

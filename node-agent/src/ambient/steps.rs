@@ -15,7 +15,7 @@ use crate::source::follow::Told;
 use ambient::action::Stage;
 use ambient::event::{Annotation, Failure};
 use ambient::id::{NetnsId, PodUid, StepId};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +35,8 @@ pub(super) struct Steps {
     annotating: HashMap<StepId, (PodUid, Annotation)>,
     /// Whose rules are being written, or taken out.
     programming: HashMap<StepId, PodUid>,
+    /// Captured by an agent before, and not programmed by this one.
+    recalled: HashSet<PodUid>,
 }
 
 impl Steps {
@@ -55,7 +57,13 @@ impl Steps {
             begun: HashMap::new(),
             annotating: HashMap::new(),
             programming: HashMap::new(),
+            recalled: HashSet::new(),
         }
+    }
+
+    /// A record says that the pod was captured before the start.
+    pub(super) fn recall(&mut self, uid: PodUid) {
+        self.recalled.insert(uid);
     }
 
     /// A job has ended.
@@ -114,19 +122,30 @@ impl Steps {
         ports: Ports,
     ) {
         self.programming.insert(step, uid.clone());
+        // What an audit finds changed is told and counted by the machine.
+        let is_first = self.recalled.remove(uid) && matches!(subject, Some(Subject::Told(_)));
+        let (figures, pod) = (Arc::clone(&self.figures), uid.clone());
         self.within(step, netns, held, Kind::Program, move |node, held, abandoned| {
             let unknown = || Failure::Transient("the pod is not known".to_owned());
-            Outcome::Programmed(
-                subject
-                    .ok_or_else(unknown)
-                    .and_then(|subject| program::program(node, &subject, held, ports, abandoned)),
-            )
+            let captured = subject
+                .ok_or_else(unknown)
+                .and_then(|subject| program::program(node, &subject, held, ports, abandoned));
+            if is_first && captured.as_ref().is_ok_and(|captured| captured.drifted) {
+                figures.repaired("rules");
+                tracing::error!(
+                    uid = %pod,
+                    netns = %held.netns.id(),
+                    "rules had been changed while the agent was away and were put right"
+                );
+            }
+            Outcome::Programmed(captured.map(|captured| captured.options))
         });
     }
 
     /// Nothing of the pod is to be left: what is still being done in its namespace writes
     /// no record of it once this returns.
     pub(super) fn forget(&mut self, uid: &PodUid) {
+        self.recalled.remove(uid);
         let own = self.programming.iter().filter(|(_, of)| *of == uid);
         own.for_each(|(step, _)| self.jobs.give_up(*step));
     }

@@ -38,6 +38,40 @@ fn comes_back(name: &str, backend: &'static str, argv: &[&str]) {
     assert_eq!(repaired(), Some(2.0), "{}", stage.cluster.agent_log());
 }
 
+/// What is changed while no agent is there is counted by the next one.
+#[test]
+fn flushed_without_an_agent() {
+    for (backend, argv) in [
+        ("nftables", &["nft", "flush", "ruleset"] as &[&str]),
+        ("iptables", &["iptables", "-t", "nat", "-F"]),
+    ] {
+        let mut stage = Stage::with_manifests(&format!("away-{backend}"), backend);
+        let ztunnel = stage.ztunnel("zt");
+        let (a, b) =
+            (stage.start(stage.manifest("a")).unwrap(), stage.start(stage.manifest("b")).unwrap());
+        let _servers = [stage.serve(&a), stage.serve(&b)];
+        let repaired =
+            |stage: &Stage| stage.metric("sluice_drift_repaired_total{reason=\"rules\"}");
+        stage.cluster.agent.take().unwrap().kill().unwrap();
+        a.pod.sandbox.load(argv, "").unwrap();
+        stage.start_agent();
+        stage.eventually("one of the two is found changed", |stage| repaired(stage) == Some(1.0));
+        let mut seen = ztunnel.status().unwrap().records.len();
+        assert_eq!(stage.answer(&a.pod.sandbox, b.app(false)).peer, a.ip(false));
+        assert_eq!(records(&ztunnel, &mut seen).len(), 2, "{backend}: captured again");
+        let said = stage.cluster.agent_log().matches("while the agent was away").count();
+        assert_eq!(said, 1, "{}", stage.cluster.agent_log());
+        // An upgrade finds nothing.
+        stage.cluster.agent.take().unwrap().stop().unwrap();
+        stage.start_agent();
+        let look = "sluice_audit_looks_total{reason=\"period\"}";
+        stage.eventually("both are looked at", |stage| {
+            stage.metric(look).is_some_and(|looks| looks >= 2.0)
+        });
+        assert_eq!(repaired(&stage), Some(0.0), "{}", stage.cluster.agent_log());
+    }
+}
+
 #[test]
 fn flushed_nftables() {
     comes_back("flushed-nft", "nftables", &["nft", "flush", "ruleset"]);

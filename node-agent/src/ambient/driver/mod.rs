@@ -201,6 +201,7 @@ impl Driver {
         for recalled in find::recall(&self.node) {
             let Recalled { name, record, uid, identity, sandbox, held } = recalled;
             self.roster.is_recorded(&uid, name);
+            self.steps.recall(uid.clone());
             let options = subject::recorded_hash(&record, &self.node.options);
             let options = (!record.leaving).then_some(options);
             self.roster.has_addresses(uid.clone(), record.addresses.clone());
