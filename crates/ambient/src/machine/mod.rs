@@ -37,6 +37,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Names remembered for the sake of mirror pods.
 const REMEMBERED_NAMES: usize = 256;
 
+/// How often a pod may come up in one event, on average: by far more than it ever does.
+const ROUNDS: usize = 1_000;
+
 /// What a pod of another uid may share.
 fn name(identity: &Identity) -> (String, String) {
     (identity.namespace.clone(), identity.name.clone())
@@ -102,14 +105,22 @@ impl Machine {
     #[must_use]
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         self.note(event);
+        // Pods that keep calling each other are a defect of ours: what is left of them
+        // waits for the next event, so that all others go on.
+        let mut left = ROUNDS * (self.pods.len() + 1);
         loop {
             while let Some(uid) = self.dirty.pop_first() {
                 self.advance(&uid);
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    break;
+                }
             }
+            debug_assert!(left > 0, "pods that call each other for ever: {:?}", self.dirty);
             self.advance_probes();
             self.settle();
             self.converse();
-            if self.dirty.is_empty() {
+            if self.dirty.is_empty() || left == 0 {
                 break;
             }
         }
@@ -182,7 +193,8 @@ impl Machine {
         let known = pod.state.as_ref().map(|s| s.annotation);
         let newly = known != Some(state.annotation)
             && matches!(state.annotation, Annotation::Enabled | Annotation::Pending);
-        let inherits = known.is_none() && self.left_behind.contains(&name(&state.identity));
+        let inherits =
+            (known.is_none() || pod.gone) && self.left_behind.contains(&name(&state.identity));
         if (newly || inherits) && pod.place == pod::Place::Unknown {
             pod.maybe_rules = true;
         }
@@ -199,12 +211,14 @@ impl Machine {
     }
 
     /// A pod ended with rules in its namespace, which is to die. Should its successor be
-    /// in the same one, it may have to be rid of them.
+    /// in the same one, it may have to be rid of them. One that has ended as well is rid of
+    /// nothing: two of them would tell each other for ever.
     fn leave_behind(&mut self, uid: &PodUid) {
+        let draining = self.draining;
         let Some(left) = self.pods.get(uid).and_then(Pod::identity).map(name) else { return };
         for (other, pod) in self.pods.iter_mut().filter(|(other, _)| *other != uid) {
             let same = pod.identity().map(name).as_ref() == Some(&left);
-            if same && pod.place == pod::Place::Unknown {
+            if same && pod.place == pod::Place::Unknown && pod.goal(draining) != Goal::Gone {
                 pod.maybe_rules = true;
                 self.dirty.insert(other.clone());
             }

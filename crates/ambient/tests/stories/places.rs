@@ -322,6 +322,27 @@ fn a_pod_that_is_to_leave_and_is_not_found_is_let_go_when_it_ends() {
     assert!(node.delays().is_empty(), "nobody looks for them: {:?}", node.delays());
 }
 
+/// Two pods of a name, one after the other, end before anybody knows where they are, and
+/// ztunnel has confirmed neither.
+#[test]
+fn two_of_one_name_that_ended_end() {
+    let mut node = Node::new();
+    let of = |name: &str, ns: u8| PodState { identity: pod("a", 1).identity, ..pod(name, ns) };
+    for (name, ns) in [("a", 1), ("b", 2)] {
+        let (uid, identity) = (uid(name), Some(pod("a", 1).identity));
+        node.tell(Event::Recorded { uid, identity, sandbox: None, netns: None, options: None });
+        node.tell(Event::Pod(of(name, ns)));
+    }
+    node.tell(Event::Listed);
+    node.fails("find a", "no process");
+    node.fails("find b", "no process");
+    assert_eq!(node.connect(1, 100), ["to 1: keep a", "to 1: keep b", "to 1: snapshot sent"]);
+    node.tell(Event::PodGone(uid("a")));
+    node.tell(Event::PodGone(uid("b")));
+    node.settle(1);
+    assert!(node.machine.left().next().is_none());
+}
+
 #[test]
 fn a_drain_ends_when_nothing_is_left() {
     let mut node = Node::captured(&["a", "b"]);
