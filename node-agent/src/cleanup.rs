@@ -46,7 +46,8 @@ pub(crate) fn cleanup(args: &CleanupArgs) -> Result<()> {
     // Before the mark: an agent that sees that one is to see this too.
     let held = args.hold.then(|| Hold::take(&settings.run_dir)).transpose()?;
     take_out(&settings)?;
-    take_out_of_host(&settings)?;
+    // Goes on past an error: nothing else waits for these rules.
+    let host = take_out_of_host(&settings);
     if let Some(cache) = &args.cni_cache_dir {
         match install::remove_binary(&settings, cache)? {
             BinaryFate::Absent => {}
@@ -56,7 +57,11 @@ pub(crate) fn cleanup(args: &CleanupArgs) -> Result<()> {
             }
         }
     }
-    held.map_or(Ok(()), |held| runtime.block_on(hold(&settings, held)))
+    let Some(held) = held else { return host };
+    if let Err(error) = host {
+        tracing::error!(reason = format!("{error:#}"), "holding the node all the same");
+    }
+    runtime.block_on(hold(&settings, held))
 }
 
 fn take_out(settings: &Settings) -> Result<()> {

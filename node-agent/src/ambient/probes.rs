@@ -148,9 +148,9 @@ impl Probes {
     /// # Errors
     /// When something stays; the text is one line.
     pub(super) fn remove(&self, backend: &NodeBackend) -> Result<(), String> {
-        // It would put them back.
-        if let Some(keeper) = self.keeper.get() {
-            keeper.remove().map_err(|error| causes(&error))?;
+        // It would put them back. What it leaves is tried once more below.
+        if let Some(Err(error)) = self.keeper.get().map(Keeper::remove) {
+            tracing::warn!(reason = %causes(&error), "not all of the host's rules were removed at once");
         }
         let (host, _) = host()?;
         let tools = host_tools(backend, &host)?;

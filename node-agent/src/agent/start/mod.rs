@@ -107,7 +107,7 @@ pub(crate) fn run(args: &AgentArgs, entry: Entry) -> Result<()> {
     // A step that hangs must not keep the process: its request was answered.
     runtime.shutdown_background();
     if result.is_ok() {
-        tracing::info!("stopped; rules, plugin and configuration stay in place");
+        tracing::info!("stopped; rules of pods, plugin and configuration are left as they are");
     }
     result
 }
