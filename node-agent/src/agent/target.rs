@@ -95,7 +95,10 @@ fn in_root(root: &Path, path: &Path) -> Result<Netns, String> {
 /// # Errors
 /// When it has none of those that are named.
 pub(super) fn holds(named: &[IpAddr], held: &[IpAddr]) -> Result<(), String> {
-    if named.is_empty() || named.iter().any(|ip| held.contains(&ip.to_canonical())) {
+    // What is not told of a namespace says nothing of it either.
+    let mut told =
+        named.iter().map(IpAddr::to_canonical).filter(|ip| !is_link_local(*ip)).peekable();
+    if told.peek().is_none() || told.any(|ip| held.contains(&ip)) {
         return Ok(());
     }
     let list = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
@@ -104,6 +107,13 @@ pub(super) fn holds(named: &[IpAddr], held: &[IpAddr]) -> Result<(), String> {
         "the plugins before us have given the pod {}, and the namespace has {has}",
         list(named)
     ))
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 fn has_one_of(netns: &Netns, addresses: &[IpAddr]) -> bool {
@@ -235,6 +245,7 @@ mod tests {
         assert_eq!(holds(&[a, b], &[b]), Ok(()));
         let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 5]);
         assert_eq!(holds(&[mapped], &[a]), Ok(()));
+        assert_eq!(holds(&[IpAddr::from([169, 254, 0, 5])], &[a]), Ok(()));
         let error = holds(&[a], &[b]).unwrap_err();
         assert!(error.contains("10.0.0.5") && error.contains("has 10.0.0.6"), "{error}");
         assert!(holds(&[a], &[]).unwrap_err().contains("has none"));
